@@ -1,0 +1,47 @@
+# One command each: `make demo`, `make test`. Both create .venv and install what they need.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TESTS ?= tests
+
+.PHONY: help demo test test-slow check docs install clean
+
+help:
+	@echo "make demo       phantoms -> train -> predict -> scores and a picture, in demo-output/"
+	@echo "make test       the test suite"
+	@echo "make check      ruff, mypy, import rules, tests"
+	@echo "make test-slow  also the tests that take minutes"
+	@echo "make docs       build the documentation into site/"
+
+install: $(STAMP)
+
+# torch first and by its exact version: a range would let pip take a newer build that constraints.txt was not tested with.
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(STAMP)
+	$(BIN)/voxdino demo --workdir demo-output
+
+test: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu" $(TESTS)
+
+test-slow: $(STAMP)
+	$(BIN)/python -m pytest -m "not gpu" $(TESTS)
+
+check: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) test
+
+docs: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	$(BIN)/mkdocs build --strict
+
+clean:
+	rm -rf site dist build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Grids, volumes, files and errors: what every other layer stands on. Imports no torch."""

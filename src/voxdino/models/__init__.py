@@ -1,0 +1,1 @@
+"""Backbones, adapters, input builders, decoders: from crops to voxel logits."""
