@@ -20,7 +20,7 @@ class Grid:
     """A regular grid of voxels: its size and the affine from voxel indices to world millimetres.
 
     shape:  voxels per axis, in array order; 3 axes for volumes, 2 for pictures.
-    affine: (n + 1, n + 1) float64, index -> RAS+ millimetres (NIfTI's convention). Pictures: index -> (row, column) units.
+    affine: (n + 1, n + 1) float64, index -> RAS+ millimetres (as NIfTI). Pictures: index -> (row, column).
     unit:   "px" when the file states no spacing; lengths are then in pixels.
 
     Errors: GeometryError for an empty shape, NaN, or a singular affine.
@@ -76,7 +76,7 @@ class Grid:
         return float(abs(np.linalg.det(self.affine[: self.ndim, : self.ndim])))
 
     def axes_to_world(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """For each array axis, the world axis it runs along best and its sign; a permutation, also for oblique grids."""
+        """For each array axis, the world axis it runs along best and its sign: a permutation, also where oblique."""
         linear = self.affine[: self.ndim, : self.ndim]
         cosines = linear / np.linalg.norm(linear, axis=0)
         axes = max(
@@ -104,13 +104,13 @@ class Grid:
         return Grid(tuple(shape), self.affine @ change, self.unit)
 
     def largest_offset(self, other: "Grid") -> float:
-        """How far, in `unit`, the worst corner voxel of this grid lies from the same voxel of `other` (equal shapes)."""
+        """How far, in `unit`, the worst corner voxel of this grid lies from that voxel of `other` (equal shapes)."""
         corners = np.array(np.meshgrid(*[(0, size - 1) for size in self.shape], indexing="ij")).reshape(self.ndim, -1)
         homogeneous = np.vstack([corners, np.ones(corners.shape[1])])
         return float(np.linalg.norm(((self.affine - other.affine) @ homogeneous)[: self.ndim], axis=0).max())
 
     def same_as(self, other: "Grid", tolerance: float | None = None) -> bool:
-        """Whether both grids place every voxel alike: equal shapes, corners within `tolerance` (default: 1 % of a voxel)."""
+        """Whether both grids agree: equal shapes, corners within `tolerance` (default: 1 % of a voxel)."""
         if self.shape != other.shape:
             return False
         allowed = 0.01 * min(*self.spacing, *other.spacing) if tolerance is None else tolerance
