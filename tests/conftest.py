@@ -1,4 +1,4 @@
-"""Fixtures of every layer: the folder of shared real data, and an error for a forgotten network call."""
+"""Fixtures of every layer: the folder of shared real data."""
 
 import os
 from pathlib import Path
@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def shared_folder() -> Path:
-    """Real data, weights and reference values kept beside the project; tests that need them are skipped where absent."""
+    """Real data, weights and reference values beside the project; tests that need them skip where absent."""
     folder = Path(os.environ.get("VOXDINO_TEST_SHARED", Path(__file__).parents[2] / "shared"))
     if not (folder / "data").is_dir():
         pytest.skip(f"needs the shared data folder ({folder.name}/ beside the project, or VOXDINO_TEST_SHARED)")
