@@ -1,0 +1,1 @@
+"""From prepared cases to batches: the store, seeded draws, augmentation on the device, cached frozen features."""

@@ -1,0 +1,170 @@
+"""Augmentation of batches, on the training device, seeded per sample.
+
+Every sample draws from a generator of its own, so what happens to it depends on neither its neighbours in the batch nor
+the number of workers. Intensity changes are the same for all channels of a sample: grey stays grey, and no hue or
+saturation exists (papers: no colour jitter for CT and MR).
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from voxdino.core.records import Record
+
+Generator = np.random.Generator
+
+
+class AugmentConfig(Record):
+    """Strength and frequency of each change; a probability of 0 turns one off. Defaults follow nnU-Net's 2-D set, with
+    rotation kept small: medical images come upright.
+
+    flips: axes that may be mirrored. "auto" is none for volumes, whose labels may name sides (left kidney, anterior
+           hippocampus) and whose canonical orientation is knowledge; both for pictures, which have no up.
+    """
+
+    flips: Literal["auto", "none", "rows", "columns", "both"] = "auto"
+    spatial: float = Field(0.5, ge=0, le=1)  # probability of one affine change
+    rotation_degrees: float = Field(20.0, ge=0, le=180)
+    scale: tuple[float, float] = (0.8, 1.25)
+    translation: float = Field(0.05, ge=0, le=0.5)  # share of the crop
+    gamma: float = Field(0.3, ge=0, le=1)
+    gamma_range: tuple[float, float] = (0.7, 1.5)
+    brightness: float = Field(0.2, ge=0, le=1)
+    brightness_range: tuple[float, float] = (0.75, 1.25)
+    contrast: float = Field(0.2, ge=0, le=1)
+    contrast_range: tuple[float, float] = (0.75, 1.25)
+    noise: float = Field(0.15, ge=0, le=1)
+    noise_sd: tuple[float, float] = (0.0, 0.15)  # in standard deviations of the normalised image
+    blur: float = Field(0.15, ge=0, le=1)
+    blur_sigma_voxels: tuple[float, float] = (0.5, 1.0)
+    low_resolution: float = Field(0.15, ge=0, le=1)
+    low_resolution_range: tuple[float, float] = (0.5, 1.0)
+
+    def for_dimensions(self, ndim: int) -> "AugmentConfig":
+        """With `flips` resolved for volumes (3) or pictures (2)."""
+        flips = {2: "both", 3: "none"}[ndim] if self.flips == "auto" else self.flips
+        return self.model_copy(update={"flips": flips})
+
+
+def sample_seed(seed: int, epoch: int, case_id: str, depth: int) -> int:
+    """63 bits that name a sample; the same on every machine (Python's hash() is not)."""
+    digest = hashlib.sha256(f"{seed}/{epoch}/{case_id}/{depth}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
+
+
+def augment(
+    image: Float[Tensor, "B C Dk H W"],
+    label: Int[Tensor, "B D H W"],
+    *,
+    seeds: Sequence[int],
+    padding: Float[Tensor, "B C"],
+    spacing: Float[Tensor, "B 2"],
+    config: AugmentConfig,
+    ignore_index: int,
+) -> tuple[Float[Tensor, "B C Dk H W"], Int[Tensor, "B D H W"]]:
+    """Changed copies of a batch; all slices of a sample (and its context) change alike.
+
+    padding: the normalised value of nothing, per sample and channel, for what turns in from outside.
+    spacing: (row, column) size of a voxel, so that a rotation turns the anatomy and does not shear it.
+    """
+    assert config.flips != "auto", "resolve with for_dimensions first"
+    generators = [np.random.default_rng(seed) for seed in seeds]
+    affine = torch.stack(
+        [_draw_affine(rng, config, image.shape[-2:], sp) for rng, sp in zip(generators, spacing.cpu(), strict=True)]
+    )
+    image, label = _warp(image, label, affine.to(image.device), padding, ignore_index)
+    changed = [_change_intensity(image[i], generators[i], config) for i in range(len(image))]
+    return torch.stack(changed), label
+
+
+def _draw_affine(rng: Generator, config: AugmentConfig, shape: Sequence[int], spacing: Tensor) -> Float[Tensor, "2 3"]:
+    """Output -> input map in the (x, y) in [-1, 1] coordinates of `F.affine_grid`."""
+    turn, scale, shift = 0.0, 1.0, (0.0, 0.0)
+    draws = rng.random(6)  # always six: the later draws do not depend on whether this one changes anything
+    if draws[0] < config.spatial:
+        turn = np.deg2rad(config.rotation_degrees) * (2 * draws[1] - 1)
+        scale = _between(config.scale, draws[2], geometric=True)
+        shift = tuple(2 * config.translation * (2 * draw - 1) for draw in draws[3:5])
+    extent = np.array([shape[1] * float(spacing[1]), shape[0] * float(spacing[0])])  # x, y
+    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) / scale
+    linear = rotation * extent[None, :] / extent[:, None]
+    flips = int(draws[5] * 4)  # two fair coins
+    if config.flips in ("columns", "both") and flips & 1:
+        linear[:, 0] *= -1
+    if config.flips in ("rows", "both") and flips & 2:
+        linear[:, 1] *= -1
+    return torch.tensor(np.column_stack([linear, shift]), dtype=torch.float32)
+
+
+def _warp(image: Tensor, label: Tensor, affine: Tensor, padding: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+    """Resample the samples whose affine is not the identity: linear for images, nearest for labels."""
+    identity = torch.eye(2, 3, device=affine.device)
+    moved = (affine != identity).flatten(1).any(1).nonzero().flatten()
+    if not len(moved):
+        return image, label
+    grid = F.affine_grid(affine[moved], [len(moved), 1, *image.shape[-2:]], align_corners=False)  # (b, H, W, 2)
+    base = padding[moved, :, None, None, None]
+    flat = (image[moved] - base).flatten(1, 2)  # (b, C * Dk, H, W)
+    warped = F.grid_sample(flat, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    image, label = image.clone(), label.clone()
+    image[moved] = warped.view(len(moved), *image.shape[1:]) + base
+    nearest = F.grid_sample(label[moved].float(), grid, mode="nearest", padding_mode="border", align_corners=False)
+    outside = (grid.abs() > 1).any(-1).unsqueeze(1)  # (b, 1, H, W)
+    label[moved] = torch.where(outside, ignore_index, nearest.to(label.dtype))
+    return image, label
+
+
+def _change_intensity(image: Float[Tensor, "C Dk H W"], rng: Generator, config: AugmentConfig) -> Tensor:
+    """Blur, low resolution, noise, brightness, contrast, gamma, each with its probability, in that order."""
+    chance, strength = rng.random(6), rng.random(6)
+    noise_seed = int(rng.integers(2**62))
+    if chance[0] < config.blur:
+        image = _blur(image, _between(config.blur_sigma_voxels, strength[0]))
+    if chance[1] < config.low_resolution:
+        image = _coarsen(image, _between(config.low_resolution_range, strength[1]))
+    if chance[2] < config.noise:
+        generator = torch.Generator(device=image.device).manual_seed(noise_seed)
+        field = torch.randn(image.shape[1:], generator=generator, device=image.device)  # one field for all channels
+        image = image + field * _between(config.noise_sd, strength[2])
+    if chance[3] < config.brightness:
+        low = image.amin()
+        image = (image - low) * _between(config.brightness_range, strength[3]) + low
+    if chance[4] < config.contrast:
+        low, mean, high = image.amin(), image.mean(), image.amax()
+        image = ((image - mean) * _between(config.contrast_range, strength[4]) + mean).clamp(low, high)
+    if chance[5] < config.gamma:
+        low, extent = image.amin(), (image.amax() - image.amin()).clamp(min=1e-6)
+        power = _between(config.gamma_range, strength[5], geometric=True)
+        image = ((image - low) / extent).pow(power) * extent + low
+    return image
+
+
+def _blur(image: Float[Tensor, "C Dk H W"], sigma: float) -> Tensor:
+    """Gaussian blur in plane, borders replicated."""
+    radius = max(1, round(3 * sigma))
+    offsets = torch.arange(-radius, radius + 1, dtype=image.dtype, device=image.device)
+    kernel = torch.exp(-0.5 * (offsets / sigma) ** 2)
+    kernel = kernel / kernel.sum()
+    flat = image.flatten(0, 1).unsqueeze(1)  # (C * Dk, 1, H, W)
+    flat = F.pad(flat, (radius, radius, radius, radius), mode="replicate")
+    flat = F.conv2d(F.conv2d(flat, kernel.view(1, 1, -1, 1)), kernel.view(1, 1, 1, -1))
+    return flat.view(image.shape)
+
+
+def _coarsen(image: Float[Tensor, "C Dk H W"], factor: float) -> Tensor:
+    """Sample in plane at `factor` of the resolution and bring back: a thicker scanner grid."""
+    size = [max(1, round(length * factor)) for length in image.shape[-2:]]
+    coarse = F.interpolate(image, size=size, mode="nearest-exact")
+    return F.interpolate(coarse, size=image.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _between(ends: tuple[float, float], draw: float, *, geometric: bool = False) -> float:
+    low, high = ends
+    return float(low * (high / low) ** draw) if geometric else float(low + (high - low) * draw)

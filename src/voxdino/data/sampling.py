@@ -1,0 +1,154 @@
+"""Which crop is a sample: draws that depend on nothing but (seed, epoch, index), so any worker, order or resume agrees."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from voxdino.core.records import Record
+
+Range = tuple[int, int]  # first voxel and one past the last, along one axis
+
+
+class Quotas(Record):
+    """How samples are shared out; what is left over is drawn anywhere in the case.
+
+    foreground: share of samples centred near a voxel of a class drawn evenly over the classes the case has. Default
+                0.5: a third (nnU-Net) leaves few structure pixels where they are small against the crop.
+    empty:      share of samples from slices without any foreground, which teach where to stop along the slice axis.
+    """
+
+    foreground: float = Field(0.5, ge=0, le=1)
+    empty: float = Field(0.1, ge=0, le=1)
+
+
+@dataclass(frozen=True, eq=False)
+class CaseExtent:
+    """What the sampler knows of a case.
+
+    shape:     (D, H, W) prepared voxels.
+    locations: class index -> (n, 3) voxels (z, y, x) of that class, drawn evenly (not all of them in large structures).
+    """
+
+    case_id: str
+    shape: tuple[int, int, int]
+    locations: Mapping[int, NDArray[Any]]
+
+    def foreground_slices(self) -> NDArray[Any]:
+        """Indices of the slices that hold any recorded foreground voxel, ascending."""
+        depths = [voxels[:, 0] for voxels in self.locations.values() if len(voxels)]
+        return np.unique(np.concatenate(depths)) if depths else np.zeros(0, dtype=np.int64)
+
+    def empty_slices(self) -> NDArray[Any]:
+        """Indices of the other slices, ascending."""
+        return np.setdiff1d(np.arange(self.shape[0]), self.foreground_slices())
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One sample: a case and the box cut from it, in prepared voxels; the box may reach beyond the volume.
+
+    epoch: seeds the augmentation together with the case and the first slice; 0 is the plain, unaugmented view.
+    """
+
+    case_id: str
+    epoch: int
+    box: tuple[Range, Range, Range]
+
+
+class Sampler:
+    """Draws training samples from cases.
+
+    crop: (rows, columns) of a sample; slab: slices of a sample.
+    """
+
+    def __init__(
+        self, cases: Sequence[CaseExtent], crop: tuple[int, int], slab: int, quotas: Quotas, seed: int
+    ) -> None:
+        assert cases, "no case to draw from"
+        self.cases = {case.case_id: case for case in cases}
+        self.crop, self.slab, self.quotas, self.seed = crop, slab, quotas, seed
+        self._ids = sorted(self.cases)  # the order of the folder listing must not matter
+        self._empty = {case.case_id: case.empty_slices() for case in cases}
+        self._order = lru_cache(maxsize=8)(self._shuffled)
+
+    def draw(self, epoch: int, index: int) -> Draw:
+        """Sample `index` of `epoch`. Cases take turns in a new random order each round, so all are seen equally often."""
+        turn, place = divmod(index, len(self._ids))
+        case = self.cases[self._ids[self._order(epoch, turn)[place]]]
+        rng = np.random.default_rng([self.seed, 1, epoch, index])
+        kind = rng.random()
+        if kind < self.quotas.foreground and (voxel := _foreground_voxel(case, rng)) is not None:
+            return Draw(case.case_id, epoch, self._around(case, voxel, rng))
+        empty = self._empty[case.case_id]
+        if kind >= 1 - self.quotas.empty and len(empty):
+            depth = int(rng.choice(empty))
+        else:
+            depth = int(rng.integers(case.shape[0]))
+        first = _clip_start(depth - self.slab // 2, case.shape[0], self.slab)
+        rows, columns = (_anywhere(case.shape[axis + 1], self.crop[axis], rng) for axis in (0, 1))
+        return Draw(case.case_id, epoch, ((first, first + self.slab), rows, columns))
+
+    def view(self, case_id: str, depth: int, epoch: int) -> Draw:
+        """The sample of one given slice in view `epoch`: for pools of cached features and for validation.
+
+        A slice that fits the crop lies in its middle in view 0 and anywhere inside it in the others. Of a larger slice,
+        a quota of views is centred near foreground of that slice where it has any.
+        """
+        case = self.cases[case_id]
+        rng = np.random.default_rng([self.seed, 2, epoch, self._ids.index(case_id), depth])
+        here = {label: voxels[voxels[:, 0] == depth] for label, voxels in case.locations.items()}
+        local = CaseExtent(case_id, case.shape, {label: voxels for label, voxels in here.items() if len(voxels)})
+        voxel = _foreground_voxel(local, rng) if rng.random() < self.quotas.foreground else None
+        ranges = []
+        for axis in (0, 1):
+            size, crop = case.shape[axis + 1], self.crop[axis]
+            if size <= crop and epoch == 0:
+                start = -((crop - size) // 2)
+                ranges.append((start, start + crop))
+            elif voxel is not None:
+                ranges.append(_near(int(voxel[axis + 1]), size, crop, rng))
+            else:
+                ranges.append(_anywhere(size, crop, rng))
+        return Draw(case_id, epoch, ((depth, depth + 1), ranges[0], ranges[1]))
+
+    def _around(self, case: CaseExtent, voxel: NDArray[Any], rng: np.random.Generator) -> tuple[Range, Range, Range]:
+        first = _clip_start(int(voxel[0]) - int(rng.integers(self.slab)), case.shape[0], self.slab)
+        rows, columns = (_near(int(voxel[axis + 1]), case.shape[axis + 1], self.crop[axis], rng) for axis in (0, 1))
+        return (first, first + self.slab), rows, columns
+
+    def _shuffled(self, epoch: int, turn: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self.seed, 0, epoch, turn]).permutation(len(self._ids))
+
+
+def _foreground_voxel(case: CaseExtent, rng: np.random.Generator) -> NDArray[Any] | None:
+    """A voxel of a class drawn evenly over the classes present; None where there is no foreground."""
+    present = sorted(label for label, voxels in case.locations.items() if len(voxels))
+    if not present:
+        return None
+    voxels = case.locations[present[int(rng.integers(len(present)))]]
+    return np.asarray(voxels[int(rng.integers(len(voxels)))])
+
+
+def _anywhere(size: int, crop: int, rng: np.random.Generator) -> Range:
+    """Any crop that lies in the axis; where the crop is longer, any that holds the whole axis."""
+    low, high = min(0, size - crop), max(0, size - crop)
+    start = int(rng.integers(low, high + 1))
+    return start, start + crop
+
+
+def _near(voxel: int, size: int, crop: int, rng: np.random.Generator) -> Range:
+    """A crop with the voxel in its middle half, moved inside the axis where it would leave it."""
+    quarter = crop // 4
+    start = _clip_start(voxel - crop // 2 + int(rng.integers(-quarter, quarter + 1)), size, crop)
+    if size <= crop:  # the voxel is inside wherever the crop lies: use all positions
+        return _anywhere(size, crop, rng)
+    return start, start + crop
+
+
+def _clip_start(start: int, size: int, length: int) -> int:
+    return min(max(start, min(0, size - length)), max(0, size - length))

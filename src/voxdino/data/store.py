@@ -1,0 +1,153 @@
+"""Prepared cases on disk, read a box at a time."""
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Shaped
+from numpy.typing import NDArray
+
+from voxdino.core.arrays import ArrayFile
+from voxdino.core.errors import DatasetError, ImageError, VoxdinoError
+from voxdino.core.labels import IGNORE_INDEX
+from voxdino.core.records import nearest
+from voxdino.core.safe_files import Manifest
+from voxdino.data.sampling import CaseExtent, Range
+from voxdino.preparation.prepare import CaseRecord, ChannelScaling, normalise
+
+OPEN_FILES_PER_THREAD = 64
+
+
+@dataclass(frozen=True, eq=False)
+class Crop:
+    """What was cut from a case.
+
+    image:   (C, D + 2 context, H, W) float32, normalised.
+    label:   (D, H, W) class indices; IGNORE_INDEX beyond the volume.
+    padding: (C,) the normalised value that fills the image beyond the volume.
+    spacing: (row, column) size of a voxel.
+    """
+
+    image: Float[np.ndarray, "C Dk H W"]
+    label: Shaped[np.ndarray, "D H W"]
+    padding: Float[np.ndarray, " C"]
+    spacing: tuple[float, float]
+
+
+class CaseStore:
+    """The folder `prepared/` of a workdir. Safe to read from many threads; each keeps its own few open files.
+
+    verify: check every file against the digests written when it was prepared (reads everything once).
+
+    Errors: DatasetError where the folder is missing, unfinished or names other cases; ImageError for a damaged file.
+    """
+
+    def __init__(self, folder: Path, *, verify: bool = False) -> None:
+        if not (folder / "manifest.json").is_file():
+            raise DatasetError("no prepared cases here", where=folder, fix="run `voxdino prepare` (again) to its end.")
+        self.folder = folder
+        self.manifest = Manifest.read(folder)
+        if verify:
+            self.manifest.verify(folder)
+        self.ids = tuple(sorted(path.name.removesuffix(".json") for path in (folder / "cases").glob("*.json")))
+        self._local = threading.local()
+        self._record = lru_cache(maxsize=None)(self._read_record)
+
+    def record(self, case_id: str) -> CaseRecord:
+        """What `prepare` wrote about a case."""
+        return self._record(case_id)
+
+    def shape(self, case_id: str) -> tuple[int, int, int]:
+        """(D, H, W) of the prepared case."""
+        depth, rows, columns = self.record(case_id).geometry.prepared_shape
+        return depth, rows, columns
+
+    def extent(self, case_id: str) -> CaseExtent:
+        """What the sampler needs of a case."""
+        locations = {
+            int(label): np.asarray(voxels, dtype=np.int64).reshape(-1, 3)
+            for label, voxels in self.record(case_id).locations.items()
+        }
+        return CaseExtent(case_id, self.shape(case_id), locations)
+
+    def read_image(self, case_id: str, box: Sequence[Range]) -> NDArray[Any]:
+        """(C, d, h, w) file values of a box inside the volume."""
+        return self._read(case_id, "image", (slice(None), *(slice(*ends) for ends in box)))
+
+    def read_label(self, case_id: str, box: Sequence[Range]) -> NDArray[Any]:
+        """(d, h, w) class indices of a box inside the volume."""
+        return self._read(case_id, "label", tuple(slice(*ends) for ends in box))
+
+    def cut(self, case_id: str, box: Sequence[Range], context: int = 0) -> Crop:
+        """The box, which may reach beyond the volume, with `context` more slices on each side.
+
+        Context slices are the real neighbours, also at the edge of a slab; only at the ends of the volume is the last
+        slice repeated. In plane the image is filled with the smallest normalised value (air, darkness), the label with
+        IGNORE_INDEX.
+        """
+        shape, record = self.shape(case_id), self.record(case_id)
+        (first, last), rows, columns = box
+        wanted = np.clip(np.arange(first - context, last + context), 0, shape[0] - 1)
+        low, high = int(wanted.min()), int(wanted.max()) + 1
+        inside = [
+            (max(start, 0), min(stop, size)) for (start, stop), size in zip((rows, columns), shape[1:], strict=True)
+        ]
+        assert all(start < stop for start, stop in inside), f"{case_id}: the box {box} lies outside {shape}"
+
+        raw = self.read_image(case_id, [(low, high), *inside])[:, wanted - low]  # (C, D + 2 context, h, w)
+        image = normalise(raw, record.scaling)
+        padding = padding_values(record.scaling)
+        margins = [
+            (start - ends[0], ends[1] - stop) for ends, (start, stop) in zip((rows, columns), inside, strict=True)
+        ]
+        if any(margin for pair in margins for margin in pair):
+            full = np.empty((*image.shape[:2], rows[1] - rows[0], columns[1] - columns[0]), dtype=np.float32)
+            full[:] = padding[:, None, None, None]
+            (top, bottom), (left, right) = margins
+            full[:, :, top : full.shape[2] - bottom, left : full.shape[3] - right] = image
+            image = full
+
+        label = np.full([stop - start for start, stop in box], IGNORE_INDEX, dtype=np.int64)
+        real = [(max(start, 0), min(stop, size)) for (start, stop), size in zip(box, shape, strict=True)]
+        target = tuple(slice(start - ends[0], stop - ends[0]) for ends, (start, stop) in zip(box, real, strict=True))
+        label[target] = self.read_label(case_id, real)
+        spacing = record.geometry.prepared_spacing
+        return Crop(image, label, padding, (float(spacing[-2]), float(spacing[-1])))
+
+    def _read_record(self, case_id: str) -> CaseRecord:
+        if case_id not in self.ids:
+            raise DatasetError(
+                f"no prepared case {case_id!r}.{nearest(case_id, self.ids)}",
+                where=self.folder,
+                fix="run `voxdino prepare` again: splits and prepared cases must belong together.",
+            )
+        return CaseRecord.read(self.folder / "cases" / f"{case_id}.json")
+
+    def _read(self, case_id: str, kind: str, index: tuple[slice, ...]) -> NDArray[Any]:
+        path = self.folder / "cases" / f"{case_id}.{kind}.b2nd"
+        try:
+            return self._open(path)[index]
+        except VoxdinoError:
+            raise
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ImageError(
+                f"the prepared {kind} of case {case_id!r} cannot be read ({error})",
+                where=path,
+                fix="delete the file and run `voxdino prepare` again.",
+            ) from error
+
+    def _open(self, path: Path) -> ArrayFile:
+        """This thread's handle: a blosc2 array must not be read by two threads at once."""
+        if not hasattr(self._local, "open"):
+            self._local.open = lru_cache(maxsize=OPEN_FILES_PER_THREAD)(ArrayFile)
+        file: ArrayFile = self._local.open(path)
+        return file
+
+
+def padding_values(scaling: Sequence[ChannelScaling]) -> Float[np.ndarray, " C"]:
+    """(C,) what each channel's lower bound becomes when normalised: air in CT, black in MR and pictures."""
+    return np.array([(channel.lower - channel.mean) / channel.sd for channel in scaling], dtype=np.float32)

@@ -1,0 +1,1 @@
+"""Fine-tune a segmenter on a prepared data set: settings, recipes, the run."""

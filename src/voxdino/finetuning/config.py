@@ -1,0 +1,46 @@
+"""Settings of one fine-tuning run; saved whole in run.json."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from voxdino.data.augment import AugmentConfig
+from voxdino.data.sampling import Quotas
+from voxdino.training.config import TrainingConfig
+
+
+class FinetuneConfig(TrainingConfig):
+    """What is adapted, how, and on which samples. What the data ask for (crops, spacing, channels) is in the plan.
+
+    backbone:          weights file or folder, or a name in the weights folder.
+    taps:              blocks whose output the decoder sees; None: at each quarter of the depth.
+    adaptation:        what of the backbone trains: nothing, LoRA, its last `last_k` blocks, or all.
+    cache:             compute a frozen backbone's features once and train on them. "auto": whenever it is frozen.
+    cached_views:      at most so many views of each slice; view 0 is plain, the others are augmented. Fewer where the
+                       disk or time budget ends first.
+    cache_gib:         disk the cached features may take.
+    cache_time_share:  share of the time budget for computing them.
+    background_share:  share of the slices far from any foreground that are cached.
+    validation_slices: slices that measure Dice during training, evenly spread over the held-back cases.
+    """
+
+    recipe: str = "segdino_v2"
+    backbone: str = "dinov3_vits16"
+    taps: tuple[int, ...] | None = None
+    tap_norm: bool = True
+    decoder: str = "tpa_sad"
+    decoder_width: int = Field(128, ge=8)
+    adaptation: Literal["frozen", "lora", "last_k", "full"] = "frozen"
+    lora_rank: int = Field(16, ge=1)
+    lora_alpha: float = Field(16.0, gt=0)
+    lora_dropout: float = Field(0.0, ge=0, lt=1)
+    last_k: int = Field(0, ge=0)
+    loss: str = "dice_ce"
+    quotas: Quotas = Quotas()
+    augment: AugmentConfig = AugmentConfig()
+    cache: Literal["auto", "on", "off"] = "auto"
+    cached_views: int = Field(4, ge=1)
+    cache_gib: float = Field(16.0, gt=0)
+    cache_time_share: float = Field(0.4, gt=0, lt=1)
+    background_share: float = Field(0.5, ge=0, le=1)
+    validation_slices: int = Field(256, ge=1)

@@ -1,0 +1,81 @@
+"""What training minimises: cross-entropy + soft Dice, for classes and for overlapping regions."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # logits (N, K, H, W), class indices (N, H, W) -> scalar
+
+SMOOTH = 1e-5
+
+
+def dice_cross_entropy(
+    logits: Float[Tensor, "N K *spatial"], labels: Int[Tensor, "N *spatial"], *, ignore_index: int
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy + (1 - soft Dice), 1:1, over the voxels that are not ignored.
+
+    Dice is pooled over the batch, averaged over the foreground classes (1 ..) that the batch holds; cross-entropy alone
+    speaks for absent ones, whose Dice is 0 whatever the model does. All voxels ignored: 0, with a gradient of 0.
+    """
+    num_classes = logits.shape[1]
+    valid = labels != ignore_index  # (N, *spatial)
+    safe = torch.where(valid, labels, 0)
+    log_probs = F.log_softmax(logits.float(), dim=1)
+    log_true = log_probs.gather(1, safe.unsqueeze(1)).squeeze(1)  # (N, *spatial)
+    cross_entropy = -torch.where(valid, log_true, 0).sum() / valid.sum().clamp(min=1)
+
+    probs = log_probs.exp() * valid.unsqueeze(1)
+    axes = [0, *range(2, logits.ndim)]
+    predicted = probs.sum(axes)  # (K,)
+    flat, weight = safe.flatten(), valid.flatten().to(probs.dtype)
+    overlap = probs.new_zeros(num_classes).index_add(0, flat, log_true.exp().flatten() * weight)
+    present = probs.new_zeros(num_classes).index_add(0, flat, weight)
+    return cross_entropy + _one_minus_dice(overlap[1:], predicted[1:], present[1:])
+
+
+def dice_binary_cross_entropy(
+    logits: Float[Tensor, "N R *spatial"],
+    labels: Int[Tensor, "N *spatial"],
+    *,
+    ignore_index: int,
+    members: Sequence[Sequence[int]],
+) -> Float[Tensor, ""]:
+    """Mean binary cross-entropy + (1 - soft Dice) of sigmoids, for regions that may overlap.
+
+    members: for each output, the class indices that belong to it. Ignored voxels and absent regions as above.
+    """
+    valid = (labels != ignore_index).unsqueeze(1)
+    target = torch.stack([_is_any(labels, region) for region in members], dim=1).to(torch.float32)
+    logits = logits.float()
+    voxelwise = F.binary_cross_entropy_with_logits(logits, target, reduction="none")
+    cross_entropy = torch.where(valid, voxelwise, 0).sum() / (valid.sum() * len(members)).clamp(min=1)
+    probs, target = logits.sigmoid() * valid, target * valid
+    axes = [0, *range(2, logits.ndim)]
+    return cross_entropy + _one_minus_dice((probs * target).sum(axes), probs.sum(axes), target.sum(axes))
+
+
+def _one_minus_dice(overlap: Tensor, predicted: Tensor, present: Tensor) -> Tensor:
+    dice = (2 * overlap + SMOOTH) / (predicted + present + SMOOTH)
+    held = (present > 0).to(dice.dtype)
+    return ((1 - dice) * held).sum() / held.sum().clamp(min=1)
+
+
+def _is_any(labels: Tensor, members: Sequence[int]) -> Tensor:
+    return torch.isin(labels, torch.tensor(members, device=labels.device))
+
+
+def cross_entropy_only(
+    logits: Float[Tensor, "N K *spatial"], labels: Int[Tensor, "N *spatial"], *, ignore_index: int
+) -> Float[Tensor, ""]:
+    """Mean cross-entropy over the voxels that are not ignored; 0 where all are."""
+    total = F.cross_entropy(logits.float(), labels, ignore_index=ignore_index, reduction="sum")
+    return total / (labels != ignore_index).sum().clamp(min=1)
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {  # for exclusive classes; regions always take dice_binary_cross_entropy
+    "dice_ce": dice_cross_entropy,
+    "ce": cross_entropy_only,
+}
