@@ -1,0 +1,151 @@
+"""Reading and writing images and label maps: one table from suffix to format, one function per question."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxdino.core.errors import ImageError, LabelError
+from voxdino.core.geometry import Grid
+from voxdino.core.io import nifti
+from voxdino.core.io.options import NanPolicy, ReadOptions
+from voxdino.core.io.values import note_inexact, require_finite, to_whole_numbers
+from voxdino.core.labels import map_values
+from voxdino.core.volume import LabelMap, Volume
+
+__all__ = [
+    "READERS",
+    "NanPolicy",
+    "ReadOptions",
+    "image_suffix",
+    "is_image",
+    "read_grid",
+    "read_label_map",
+    "read_volume",
+    "write_label_map",
+    "write_volume",
+]
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one kind of file is read and written.
+
+    read:        (path, max_bytes, frames_as_channels) -> Volume in the file's own values, NaN and all.
+    read_labels: (path, options) -> Volume of one channel with the label values.
+    read_grid:   (path) -> grid and number of channels.
+    write:       (path, (C, *spatial), grid, like); None where we only read.
+    """
+
+    read: Callable[[Path, int | None, bool], Volume]
+    read_labels: Callable[[Path, ReadOptions], Volume]
+    read_grid: Callable[[Path], tuple[Grid, int]]
+    write: Callable[[Path, NDArray[Any], Grid, Path | None], None] | None
+
+
+def _read_nifti(path: Path, max_bytes: int | None, frames_as_channels: bool) -> Volume:
+    return nifti.read(path, max_bytes=max_bytes, frames_as_channels=frames_as_channels)
+
+
+def _write_nifti(path: Path, array: NDArray[Any], grid: Grid, like: Path | None) -> None:
+    nifti.write(path, array, grid, like=like if like is not None and image_suffix(like) in nifti.SUFFIXES else None)
+
+
+_NIFTI = Format(_read_nifti, lambda path, _: nifti.read(path), nifti.read_grid, _write_nifti)
+
+READERS: dict[str, Format] = dict.fromkeys(nifti.SUFFIXES, _NIFTI)
+
+
+def image_suffix(path: str | PathLike[str]) -> str:
+    """The suffix that says the format, in lower case: ".nii.gz", ".png"; "" where no known format has it."""
+    name = Path(path).name.lower()
+    return max((suffix for suffix in READERS if name.endswith(suffix)), key=len, default="")
+
+
+def is_image(path: str | PathLike[str]) -> bool:
+    """Whether the name is one of an image we can read (the content is not looked at)."""
+    return bool(image_suffix(path))
+
+
+def read_volume(
+    path: str | PathLike[str],
+    *,
+    nan_policy: NanPolicy = "refuse",
+    max_bytes: int | None = None,
+    frames_as_channels: bool = False,
+) -> Volume:
+    """An image (C, *spatial) in the file's own values and type; float32 only where the file itself sets a scale.
+
+    nan_policy:         see ReadOptions.
+    max_bytes:          the most that the decoded image may take; None: 90 % of the free memory.
+    frames_as_channels: read the frames of a 4-D file as channels in place of refusing it.
+    Errors: ImageError, GeometryError; SafetyError for sizes over the limit.
+    """
+    file = Path(path)
+    volume = _format(file).read(file, max_bytes, frames_as_channels)
+    array, notes = require_finite(volume.array, nan_policy, file)
+    return Volume(array, volume.grid, (*volume.notes, *notes, *note_inexact(array)), file)
+
+
+def read_label_map(path: str | PathLike[str], *, options: ReadOptions | None = None) -> LabelMap:
+    """A label map (*spatial) of integers, exact also beyond 2^53, with the options' value mapping applied.
+
+    Errors: LabelError for values that are no whole numbers, lossy files, colour; ImageError, GeometryError.
+    """
+    file = Path(path)
+    chosen = options or ReadOptions()
+    volume = _format(file).read_labels(file, chosen)
+    if volume.num_channels != 1:
+        fact = f"has {volume.num_channels} channels; a label map has one number per voxel."
+        raise LabelError(fact, where=file, fix="save the labels as one channel of integers.")
+    array = to_whole_numbers(volume.array[0], file)
+    if chosen.label_map:
+        array = map_values(array, chosen.label_map)
+    return LabelMap(array, volume.grid, volume.notes, file)
+
+
+def read_grid(path: str | PathLike[str]) -> tuple[Grid, int]:
+    """Grid and number of channels (frames count as channels), from the header alone."""
+    file = Path(path)
+    return _format(file).read_grid(file)
+
+
+def write_label_map(path: str | PathLike[str], labels: LabelMap, *, like: str | PathLike[str] | None = None) -> None:
+    """Write a label map atomically in the smallest unsigned integer type that holds it.
+
+    like: the image it belongs to. NIfTI: its transforms, codes, units and rank are kept.
+    Errors: LabelError for negative values; ResourceError when the disk is full.
+    """
+    array = labels.array
+    if array.size and array.min() < 0:
+        raise LabelError(f"holds the label {array.min()}.", where=path, fix="labels are 0 or more.")
+    smallest = np.min_scalar_type(int(array.max()))
+    _write(Path(path), array.astype(smallest, copy=False)[None], labels.grid, like)
+
+
+def write_volume(path: str | PathLike[str], volume: Volume, *, like: str | PathLike[str] | None = None) -> None:
+    """Write an image atomically with its own values and type. like: as `write_label_map`."""
+    _write(Path(path), volume.array, volume.grid, like)
+
+
+def _write(path: Path, array: NDArray[Any], grid: Grid, like: str | PathLike[str] | None) -> None:
+    write = _format(path).write
+    if write is None:
+        known = ", ".join(suffix for suffix, form in READERS.items() if form.write)
+        raise ImageError(f"{image_suffix(path)} files are only read.", where=path, fix=f"write one of {known}.")
+    write(path, array, grid, None if like is None else Path(like))
+
+
+def _format(path: Path) -> Format:
+    suffix = image_suffix(path)
+    if suffix:
+        return READERS[suffix]
+    if path.name.lower().endswith(nifti.PAIR_SUFFIXES):
+        fact = "is half of an Analyze or NIfTI pair (.hdr/.img)."
+        raise ImageError(fact, where=path, fix="convert it to a single .nii.gz file.")
+    ending = f"'{path.suffix}' is no image format we know" if path.suffix else "the name has no suffix"
+    raise ImageError(f"{ending}.", where=path, fix=f"known formats: {', '.join(READERS)}.")
