@@ -30,21 +30,21 @@ class AugmentConfig(Record):
     """
 
     flips: Literal["auto", "none", "rows", "columns", "both"] = "auto"
-    spatial: float = Field(0.5, ge=0, le=1)  # probability of one affine change
-    rotation_degrees: float = Field(20.0, ge=0, le=180)
+    spatial: float = Field(default=0.5, ge=0, le=1)  # probability of one affine change
+    rotation_degrees: float = Field(default=20.0, ge=0, le=180)
     scale: tuple[float, float] = (0.8, 1.25)
-    translation: float = Field(0.05, ge=0, le=0.5)  # share of the crop
-    gamma: float = Field(0.3, ge=0, le=1)
+    translation: float = Field(default=0.05, ge=0, le=0.5)  # share of the crop
+    gamma: float = Field(default=0.3, ge=0, le=1)
     gamma_range: tuple[float, float] = (0.7, 1.5)
-    brightness: float = Field(0.2, ge=0, le=1)
+    brightness: float = Field(default=0.2, ge=0, le=1)
     brightness_range: tuple[float, float] = (0.75, 1.25)
-    contrast: float = Field(0.2, ge=0, le=1)
+    contrast: float = Field(default=0.2, ge=0, le=1)
     contrast_range: tuple[float, float] = (0.75, 1.25)
-    noise: float = Field(0.15, ge=0, le=1)
+    noise: float = Field(default=0.15, ge=0, le=1)
     noise_sd: tuple[float, float] = (0.0, 0.15)  # in standard deviations of the normalised image
-    blur: float = Field(0.15, ge=0, le=1)
+    blur: float = Field(default=0.15, ge=0, le=1)
     blur_sigma_voxels: tuple[float, float] = (0.5, 1.0)
-    low_resolution: float = Field(0.15, ge=0, le=1)
+    low_resolution: float = Field(default=0.15, ge=0, le=1)
     low_resolution_range: tuple[float, float] = (0.5, 1.0)
 
     def for_dimensions(self, ndim: int) -> "AugmentConfig":

@@ -13,10 +13,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from voxdino.core.errors import ResourceError
-from voxdino.core.labels import IGNORE_INDEX
 from voxdino.data.augment import AugmentConfig, augment, sample_seed
 from voxdino.data.sampling import Draw
-from voxdino.data.store import CaseStore
+from voxdino.data.store import IGNORED, CaseStore
 
 T = TypeVar("T")
 
@@ -28,7 +27,7 @@ class Batch:
     """Crops of one size from several cases.
 
     image:    (B, C, D + 2k, H, W) float32, normalised, with k context slices on each side.
-    label:    (B, D, H, W) class indices; IGNORE_INDEX beyond the volume.
+    label:    (B, D, H, W) class indices; IGNORED beyond the volume.
     case_ids: where each sample comes from.
     padding:  (B, C) the normalised value of nothing.
     spacing:  (B, 2) row and column size of a voxel.
@@ -56,7 +55,7 @@ class Batch:
             padding=self.padding,
             spacing=self.spacing,
             config=config,
-            ignore_index=IGNORE_INDEX,
+            ignore_index=IGNORED,
         )
         return replace(self, image=image, label=label)
 

@@ -1,4 +1,4 @@
-"""Which crop is a sample: draws that depend on nothing but (seed, epoch, index), so any worker, order or resume agrees."""
+"""Which crop is a sample: draws that depend on nothing but (seed, epoch, index), so resuming repeats them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +22,8 @@ class Quotas(Record):
     empty:      share of samples from slices without any foreground, which teach where to stop along the slice axis.
     """
 
-    foreground: float = Field(0.5, ge=0, le=1)
-    empty: float = Field(0.1, ge=0, le=1)
+    foreground: float = Field(default=0.5, ge=0, le=1)
+    empty: float = Field(default=0.1, ge=0, le=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ class Sampler:
         self._order = lru_cache(maxsize=8)(self._shuffled)
 
     def draw(self, epoch: int, index: int) -> Draw:
-        """Sample `index` of `epoch`. Cases take turns in a new random order each round, so all are seen equally often."""
+        """Sample `index` of `epoch`. Cases take turns in a new random order each round."""
         turn, place = divmod(index, len(self._ids))
         case = self.cases[self._ids[self._order(epoch, turn)[place]]]
         rng = np.random.default_rng([self.seed, 1, epoch, index])

@@ -13,11 +13,12 @@ from numpy.typing import NDArray
 
 from voxdino.core.arrays import ArrayFile
 from voxdino.core.errors import DatasetError, ImageError, VoxdinoError
-from voxdino.core.labels import IGNORE_INDEX
 from voxdino.core.records import nearest
 from voxdino.core.safe_files import Manifest
 from voxdino.data.sampling import CaseExtent, Range
 from voxdino.preparation.prepare import CaseRecord, ChannelScaling, normalise
+
+IGNORED = -1  # label in memory of voxels that neither train nor count; files say 255, or 65535 where classes are many
 
 OPEN_FILES_PER_THREAD = 64
 
@@ -27,7 +28,7 @@ class Crop:
     """What was cut from a case.
 
     image:   (C, D + 2 context, H, W) float32, normalised.
-    label:   (D, H, W) class indices; IGNORE_INDEX beyond the volume.
+    label:   (D, H, W) int64 class indices; IGNORED beyond the volume.
     padding: (C,) the normalised value that fills the image beyond the volume.
     spacing: (row, column) size of a voxel.
     """
@@ -79,15 +80,18 @@ class CaseStore:
         return self._read(case_id, "image", (slice(None), *(slice(*ends) for ends in box)))
 
     def read_label(self, case_id: str, box: Sequence[Range]) -> NDArray[Any]:
-        """(d, h, w) class indices of a box inside the volume."""
-        return self._read(case_id, "label", tuple(slice(*ends) for ends in box))
+        """(d, h, w) int64 class indices of a box inside the volume; IGNORED where the label map says so."""
+        stored = self._read(case_id, "label", tuple(slice(*ends) for ends in box))
+        label = stored.astype(np.int64)
+        label[stored == np.iinfo(stored.dtype).max] = IGNORED
+        return label
 
     def cut(self, case_id: str, box: Sequence[Range], context: int = 0) -> Crop:
         """The box, which may reach beyond the volume, with `context` more slices on each side.
 
         Context slices are the real neighbours, also at the edge of a slab; only at the ends of the volume is the last
         slice repeated. In plane the image is filled with the smallest normalised value (air, darkness), the label with
-        IGNORE_INDEX.
+        IGNORED.
         """
         shape, record = self.shape(case_id), self.record(case_id)
         (first, last), rows, columns = box
@@ -111,7 +115,7 @@ class CaseStore:
             full[:, :, top : full.shape[2] - bottom, left : full.shape[3] - right] = image
             image = full
 
-        label = np.full([stop - start for start, stop in box], IGNORE_INDEX, dtype=np.int64)
+        label = np.full([stop - start for start, stop in box], IGNORED, dtype=np.int64)
         real = [(max(start, 0), min(stop, size)) for (start, stop), size in zip(box, shape, strict=True)]
         target = tuple(slice(start - ends[0], stop - ends[0]) for ends, (start, stop) in zip(box, real, strict=True))
         label[target] = self.read_label(case_id, real)

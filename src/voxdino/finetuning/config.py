@@ -29,18 +29,18 @@ class FinetuneConfig(TrainingConfig):
     taps: tuple[int, ...] | None = None
     tap_norm: bool = True
     decoder: str = "tpa_sad"
-    decoder_width: int = Field(128, ge=8)
+    decoder_width: int = Field(default=128, ge=8)
     adaptation: Literal["frozen", "lora", "last_k", "full"] = "frozen"
-    lora_rank: int = Field(16, ge=1)
-    lora_alpha: float = Field(16.0, gt=0)
-    lora_dropout: float = Field(0.0, ge=0, lt=1)
-    last_k: int = Field(0, ge=0)
+    lora_rank: int = Field(default=16, ge=1)
+    lora_alpha: float = Field(default=16.0, gt=0)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    last_k: int = Field(default=0, ge=0)
     loss: str = "dice_ce"
     quotas: Quotas = Quotas()
     augment: AugmentConfig = AugmentConfig()
     cache: Literal["auto", "on", "off"] = "auto"
-    cached_views: int = Field(4, ge=1)
-    cache_gib: float = Field(16.0, gt=0)
-    cache_time_share: float = Field(0.4, gt=0, lt=1)
-    background_share: float = Field(0.5, ge=0, le=1)
-    validation_slices: int = Field(256, ge=1)
+    cached_views: int = Field(default=4, ge=1)
+    cache_gib: float = Field(default=16.0, gt=0)
+    cache_time_share: float = Field(default=0.4, gt=0, lt=1)
+    background_share: float = Field(default=0.5, ge=0, le=1)
+    validation_slices: int = Field(default=256, ge=1)

@@ -19,27 +19,27 @@ class TrainingConfig(Record):
     warmup:             share of the run over which the rate rises.
     grad_clip:          largest norm of all gradients together.
     ema_decay:          of the running average of weights, which is what is validated and kept.
-    amp:                bfloat16 arithmetic; "auto": where the device computes it faster (CPU with avx512_bf16 or amx, CUDA).
+    amp:                bfloat16 arithmetic; "auto": where the hardware is faster at it.
     patience:           stop after this many validations without a better Dice; None: never.
     checkpoint_every_s: seconds between checkpoints: what a kill can cost.
     """
 
-    num_epochs: int = Field(50, ge=1)
-    steps_per_epoch: int | None = Field(None, ge=1)
-    time_budget_s: float | None = Field(None, gt=0)
-    batch_size: int | None = Field(None, ge=1)  # None: the plan's
-    learning_rate: float = Field(1e-3, gt=0)
-    backbone_lr_scale: float = Field(0.1, ge=0, le=1)
-    weight_decay: float = Field(0.01, ge=0)
-    warmup: float = Field(0.05, ge=0, lt=1)
+    num_epochs: int = Field(default=50, ge=1)
+    steps_per_epoch: int | None = Field(default=None, ge=1)
+    time_budget_s: float | None = Field(default=None, gt=0)
+    batch_size: int | None = Field(default=None, ge=1)  # None: the plan's
+    learning_rate: float = Field(default=1e-3, gt=0)
+    backbone_lr_scale: float = Field(default=0.1, ge=0, le=1)
+    weight_decay: float = Field(default=0.01, ge=0)
+    warmup: float = Field(default=0.05, ge=0, lt=1)
     schedule: Literal["cosine", "poly", "constant"] = "cosine"
-    grad_clip: float = Field(1.0, gt=0)
-    ema_decay: float = Field(0.99, ge=0, lt=1)
+    grad_clip: float = Field(default=1.0, gt=0)
+    ema_decay: float = Field(default=0.99, ge=0, lt=1)
     amp: Literal["auto", "bf16", "off"] = "auto"
-    patience: int | None = Field(None, ge=1)
-    checkpoint_every_s: float = Field(60.0, ge=0)
-    num_workers: int = Field(2, ge=0)  # threads that read ahead; the result does not depend on it
-    seed: int = Field(0, ge=0)
+    patience: int | None = Field(default=None, ge=1)
+    checkpoint_every_s: float = Field(default=60.0, ge=0)
+    num_workers: int = Field(default=2, ge=0)  # threads that read ahead; the result does not depend on it
+    seed: int = Field(default=0, ge=0)
 
 
 FREE_TO_CHANGE = frozenset(

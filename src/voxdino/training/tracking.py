@@ -1,7 +1,9 @@
 """What a run tells while it runs: log.jsonl, curves.png, a progress bar on stderr."""
 
 import json
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,35 @@ class Event:
 
 
 Listener = Callable[[Event], None]
+
+
+@contextmanager
+def show_progress(listener: Listener | None = None) -> Iterator[Listener]:
+    """`listener` itself, or one that shows a bar with the time left on stderr (lines, where stderr is no terminal)."""
+    if listener is not None:
+        yield listener
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(file=sys.stderr)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        tasks = {kind: progress.add_task(kind, total=None, visible=False) for kind in ("encode", "step")}
+
+        def show(event: Event) -> None:
+            if event.kind in tasks:
+                progress.update(
+                    tasks[event.kind],
+                    completed=event.done,
+                    total=event.total,
+                    description=event.text,
+                    visible=event.done < event.total,
+                )
+            else:
+                console.print(event.text, highlight=False)
+
+        yield show
 
 
 def draw_curves(rows: Sequence[Row], path: Path, *, title: str) -> None:

@@ -1,0 +1,206 @@
+"""A frozen backbone's features, computed once and kept on disk, so that a head trains without the backbone.
+
+Augmentation goes in through a few cached views of each slice: view 0 is plain, view v is the sample drawn with epoch v.
+"""
+
+import os
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+from voxdino.core.errors import CheckpointError, ResourceError
+from voxdino.core.safe_files import read_json, write_json
+from voxdino.data.augment import AugmentConfig
+from voxdino.data.loader import ReadAhead, assemble
+from voxdino.data.sampling import CaseExtent, Sampler
+from voxdino.data.store import CaseStore
+from voxdino.models.features import Features
+
+FORMAT = 1  # raised when the meaning of the files changes: an older cache is then not found, never misread
+ENCODE_BATCH = 16
+MARK_EVERY = 16  # batches between two progress marks
+
+Slice = tuple[str, int]  # case id, index of the slice
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureBatch:
+    """features of B slices and their labels (B, H, W)."""
+
+    features: Features
+    label: Int[Tensor, "B H W"]
+    case_ids: tuple[str, ...]
+
+    def to(self, device: torch.device) -> "FeatureBatch":
+        maps = tuple(tap.to(device, non_blocking=True) for tap in self.features.maps)
+        features = Features(maps, self.features.cls_token.to(device), self.features.patch_size)
+        return FeatureBatch(features, self.label.to(device, non_blocking=True), self.case_ids)
+
+
+def choose_slices(extents: Sequence[CaseExtent], *, background_share: float, margin: int, seed: int) -> list[Slice]:
+    """The slices worth caching, in random order so that any part from the start is a fair sample of all.
+
+    All slices with foreground, those up to `margin` slices away (where the structures end is the hard question), and
+    `background_share` of the others. Cases without any foreground are background throughout.
+    """
+    chosen: list[Slice] = []
+    for extent in sorted(extents, key=lambda extent: extent.case_id):
+        depth = extent.shape[0]
+        near = np.zeros(depth, dtype=bool)
+        for index in extent.foreground_slices():
+            near[max(0, index - margin) : index + margin + 1] = True
+        far = np.flatnonzero(~near)
+        rng = np.random.default_rng([seed, 3, len(chosen)])
+        kept = rng.permutation(far)[: int(np.ceil(background_share * len(far)))]
+        chosen += [(extent.case_id, int(index)) for index in sorted([*np.flatnonzero(near), *kept])]
+    order = np.random.default_rng([seed, 4]).permutation(len(chosen))
+    return [chosen[place] for place in order]
+
+
+class FeatureCache:
+    """One folder of cached views. Records lie one after the other in `view_000.bin`, in the order of `slices`.
+
+    A record: maps (T, h, w, E) float16, cls (E,) float16, label (H, W) int16, CRC-32 of these bytes.
+
+    folder: named by the digest of everything that shaped its content; the caller computes it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        slices: Sequence[Slice],
+        *,
+        grid: tuple[int, int],
+        embed_dim: int,
+        num_taps: int,
+        patch_size: int,
+        crop: tuple[int, int],
+    ) -> None:
+        self.folder, self.slices, self.patch_size = folder, list(slices), patch_size
+        self.record = np.dtype(
+            [
+                ("maps", "<f2", (num_taps, *grid, embed_dim)),
+                ("cls", "<f2", (embed_dim,)),
+                ("label", "<i2", crop),
+                ("crc", "<u4"),
+            ]
+        )
+        self._open: dict[int, NDArray[np.uint8]] = {}
+
+    @property
+    def record_bytes(self) -> int:
+        return self.record.itemsize
+
+    def num_done(self, view: int) -> int:
+        """Records of a view that are safely on disk."""
+        mark = self._mark_path(view)
+        return int(read_json(mark)["done"]) if mark.exists() else 0
+
+    def batch(self, places: Sequence[tuple[int, int]], dtype: torch.dtype) -> FeatureBatch:
+        """The records at (view, index), as tensors of `dtype`. Errors: CheckpointError for a damaged record."""
+        rows = np.stack([self._rows(view)[index] for view, index in places])  # (B, record_bytes)
+        for (view, index), row in zip(places, rows, strict=True):
+            if zlib.crc32(row[:-4].data) != int(row[-4:].view("<u4")[0]):
+                raise CheckpointError(
+                    f"the cached features of case {self.slices[index][0]!r} are damaged (checksum differs)",
+                    where=self._data_path(view),
+                    fix="delete the folder; the features are then computed again.",
+                )
+        records = rows.reshape(-1).view(self.record)
+        maps = torch.from_numpy(records["maps"])  # (B, T, h, w, E)
+        taps = [maps[:, tap].permute(0, 3, 1, 2) for tap in range(maps.shape[1])]  # (B, E, h, w)
+        features = Features(
+            tuple(tap.to(dtype, memory_format=torch.channels_last) for tap in taps),
+            torch.from_numpy(records["cls"]).to(dtype),
+            (self.patch_size, self.patch_size),
+        )
+        label = torch.from_numpy(records["label"]).to(torch.int64)
+        return FeatureBatch(features, label, tuple(self.slices[index][0] for _, index in places))
+
+    def encode(
+        self,
+        view: int,
+        *,
+        store: CaseStore,
+        sampler: Sampler,
+        context: int,
+        augmentation: AugmentConfig,
+        encode: Callable[[Float[Tensor, "B C Dk H W"]], Features],
+        device: torch.device,
+        num_threads: int,
+        go_on: Callable[[int], bool],
+    ) -> int:
+        """Compute a view from where it was left, until it is complete or go_on(records done) is False.
+
+        Batches start at multiples of ENCODE_BATCH, so that an interrupted view ends with the same bits.
+        Returns the number of records done. Errors: ResourceError when the disk is full.
+        """
+        done, total = self.num_done(view), len(self.slices)
+        if done == total:
+            return done
+        self._open.pop(view, None)
+
+        def fetch(number: int) -> Any:
+            chosen = self.slices[number * ENCODE_BATCH : (number + 1) * ENCODE_BATCH]
+            draws = [sampler.view(case_id, depth, view) for case_id, depth in chosen]
+            return assemble(store, draws, context=context, seed=sampler.seed)
+
+        path = self._data_path(view)
+        try:
+            with path.open("r+b" if path.exists() else "w+b") as file, torch.inference_mode():
+                file.truncate(done * self.record_bytes)
+                file.seek(done * self.record_bytes)
+                with ReadAhead(fetch, first=done // ENCODE_BATCH, num_threads=num_threads) as batches:
+                    while done < total and go_on(done):
+                        batch = next(batches).to(device)
+                        batch = batch.augmented(augmentation) if view else batch
+                        file.write(self._pack(encode(batch.image), batch.label))
+                        done = min(done + ENCODE_BATCH, total)
+                        if done == total or done // ENCODE_BATCH % MARK_EVERY == 0:
+                            self._mark(view, done, file)
+                self._mark(view, done, file)
+        except OSError as error:
+            raise ResourceError(
+                f"cached features could not be written ({error.strerror})",
+                where=path,
+                fix="free space, or run with --set cache=off or a smaller cache_gib.",
+            ) from error
+        return done
+
+    def _pack(self, features: Features, label: Int[Tensor, "B 1 H W"]) -> bytes:
+        limit = torch.finfo(torch.float16).max
+        maps = torch.stack([tap.float().clamp(-limit, limit).half().permute(0, 2, 3, 1) for tap in features.maps], 1)
+        records = np.zeros(len(maps), dtype=self.record)
+        records["maps"] = maps.cpu().numpy()  # (B, T, h, w, E)
+        records["cls"] = features.cls_token.float().clamp(-limit, limit).half().cpu().numpy()
+        records["label"] = label[:, 0].to(torch.int16).cpu().numpy()
+        rows = records.view(np.uint8).reshape(len(records), -1)
+        records["crc"] = [zlib.crc32(row[:-4].data) for row in rows]
+        return records.tobytes()
+
+    def _mark(self, view: int, done: int, file: Any) -> None:
+        file.flush()
+        os.fsync(file.fileno())
+        write_json(self._mark_path(view), {"done": done, "of": len(self.slices)})
+
+    def _rows(self, view: int) -> NDArray[np.uint8]:
+        """(records done, record_bytes) of a view, memory-mapped."""
+        if view not in self._open:
+            flat = np.memmap(self._data_path(view), dtype=np.uint8, mode="r")
+            num = min(self.num_done(view), len(flat) // self.record_bytes)
+            self._open[view] = flat[: num * self.record_bytes].reshape(num, self.record_bytes)
+        return self._open[view]
+
+    def _data_path(self, view: int) -> Path:
+        return self.folder / f"view_{view:03d}.bin"
+
+    def _mark_path(self, view: int) -> Path:
+        return self.folder / f"view_{view:03d}.json"

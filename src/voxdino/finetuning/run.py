@@ -1,0 +1,299 @@
+"""One fine-tuning run: prepared cases and a backbone in, a folder with model, curves and the record of it out."""
+
+import platform
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import voxdino
+from voxdino.core.errors import CheckpointError, ConfigError, DatasetError, PlanError, StoppedError
+from voxdino.core.records import Record
+from voxdino.core.safe_files import digest_file, lock_folder, read_json, sweep_temporary, write_json
+from voxdino.data.store import IGNORED, CaseStore
+from voxdino.finetuning.config import FinetuneConfig
+from voxdino.finetuning.examples import CachedExamples, ImageExamples, Setting
+from voxdino.finetuning.validation import validate
+from voxdino.inference.load import save_model
+from voxdino.models.registry import look_up
+from voxdino.models.segmenter import ModelConfig, Segmenter, build_segmenter
+from voxdino.models.weights import WeightsCard, load_backbone
+from voxdino.preparation.plan import Plan
+from voxdino.preparation.splits import Split
+from voxdino.training.checkpoint import flatten, require_same
+from voxdino.training.config import FREE_TO_CHANGE
+from voxdino.training.loop import Job, Outcome, train
+from voxdino.training.losses import LOSSES, dice_binary_cross_entropy
+from voxdino.training.precision import resolve_device
+from voxdino.training.state import trainable
+from voxdino.training.stopping import StopRequest, stop_on_signals
+from voxdino.training.tracking import Listener, show_progress
+
+MAX_EPOCH_STEPS = 250
+
+
+class RunSummary(Record):
+    """How a run ended.
+
+    ended_by:      "steps", "time" (the budget) or "patience".
+    best_dice:     of the validation slices, pooled, at prepared resolution; `evaluate` gives the real figure.
+    was_finished:  the run had ended before; nothing was done now.
+    """
+
+    run_folder: str
+    ended_by: str
+    num_steps: int
+    num_skipped: int
+    best_dice: float
+    best_step: int
+    elapsed_s: float
+    was_finished: bool = False
+
+
+def finetune(
+    workdir: Path,
+    config: FinetuneConfig,
+    *,
+    run_folder: Path,
+    fold: int = 0,
+    device: str = "auto",
+    resume: Literal["auto", "require"] = "auto",
+    weights_folder: Path | None = None,
+    on_event: Listener | None = None,
+) -> RunSummary:
+    """Fine-tune on fold `fold` of the prepared cases in `workdir`; the same call continues what was interrupted.
+
+    resume:   "require" refuses to start from nothing.
+    on_event: told what happens (`tracking.Event`); None shows a progress bar on stderr.
+
+    Writes run.json, plan.json, model.json, model.safetensors, checkpoint/, log.jsonl and curves.png to `run_folder`.
+    Errors: PlanError, ConfigError, DatasetError, WeightsError and CheckpointError for what does not fit together;
+    ResourceError for the lock, the disk, the device; StoppedError; DivergedError.
+    """
+    started = time.monotonic()
+    with lock_folder(run_folder), torch.random.fork_rng(devices=[]):
+        sweep_temporary(run_folder)
+        plan, split = Plan.read(workdir / "plan.json"), _read_split(workdir / "splits.json", fold)
+        target = resolve_device(device)
+        torch.manual_seed(config.seed)
+        backbone, card = load_backbone(config.backbone, weights_folder=weights_folder)
+        if backbone.patch_size != plan.patch_size:
+            raise PlanError(
+                f"the plan is for tokens of {plan.patch_size} pixels, those of {card.name} have {backbone.patch_size}",
+                where=workdir / "plan.json",
+                fix=f"voxdino prepare DATASET --backbone {Path(config.backbone).name}",
+            )
+        identity = _identity(workdir, config, plan, split, card)
+        if (run_folder / "run.json").exists():
+            previous = read_json(run_folder / "run.json")
+            require_same(previous["identity"], identity, where=run_folder)
+            if previous["outcome"] is not None:
+                return RunSummary.from_json(
+                    {**previous["outcome"], "run_folder": str(run_folder), "was_finished": True}
+                )
+        elif resume == "require":
+            raise CheckpointError("there is nothing to resume here", where=run_folder, fix="run without --resume.")
+
+        segmenter = build_segmenter(_model_config(config, plan), backbone).to(target, memory_format=torch.channels_last)
+        record = _record(config, split, fold, card, segmenter, target, identity)
+        write_json(run_folder / "run.json", {**record, "outcome": None})
+        plan.write(run_folder / "plan.json")
+        setting = Setting(
+            store=CaseStore(workdir / "prepared"),
+            plan=plan,
+            config=config,
+            segmenter=segmenter,
+            device=target,
+            train_ids=split.train,
+            val_ids=split.val,
+            batch_size=config.batch_size or plan.batch_size,
+        )
+        with stop_on_signals() as stop, show_progress(on_event) as listen:
+            examples = _examples(setting, card, workdir / "features", run_folder, stop, listen, started)
+            if stop:
+                number = stop.signal_number or 2
+                fix = "the same command goes on from there."
+                raise StoppedError(
+                    f"stopped by signal {number} while caching features",
+                    signal_number=number,
+                    where=str(run_folder),
+                    fix=fix,
+                )
+            torch.manual_seed(config.seed + 1)  # the same start whether features were cached now or before
+            job = _job(setting, examples, identity)
+            spent = time.monotonic() - started
+            outcome = train(job, config, run_folder=run_folder, device=target, stop=stop, listen=listen, spent_s=spent)
+        _take_best(segmenter, outcome)
+        save_model(run_folder, segmenter, plan, card)
+        summary = _summary(outcome, run_folder)
+        write_json(run_folder / "run.json", {**record, "outcome": {**summary.to_json(), "run_folder": run_folder.name}})
+        return summary
+
+
+def _examples(
+    setting: Setting,
+    card: WeightsCard,
+    features_folder: Path,
+    run_folder: Path,
+    stop: StopRequest,
+    listen: Listener,
+    started: float,
+) -> CachedExamples | ImageExamples:
+    """Cached features where the backbone is frozen, images where it is not."""
+    config = setting.config
+    is_frozen = config.adaptation == "frozen"
+    if config.cache == "on" and not is_frozen:
+        raise ConfigError(
+            f"features cannot be cached while the backbone changes (adaptation {config.adaptation!r})",
+            where="cache",
+            fix="--set cache=auto, or --set adaptation=frozen.",
+        )
+    if config.cache == "off" or not is_frozen:
+        return ImageExamples(setting)
+
+    def seconds_left() -> float:
+        if config.time_budget_s is None:
+            return float("inf")
+        return config.cache_time_share * config.time_budget_s - (time.monotonic() - started)
+
+    return CachedExamples(
+        setting,
+        weights_digest=card.digest,
+        features_folder=features_folder,
+        run_folder=run_folder,
+        stop=stop,
+        listen=listen,
+        seconds_left=seconds_left,
+    )
+
+
+def _job(setting: Setting, examples: CachedExamples | ImageExamples, identity: dict[str, Any]) -> Job:
+    config, labels = setting.config, setting.plan.labels
+    steps_per_epoch = config.steps_per_epoch or min(MAX_EPOCH_STEPS, -(-examples.num_samples // setting.batch_size))
+
+    def measure(stop: Callable[[], bool]) -> Any:
+        def predict(batch: Any) -> Tensor:
+            with torch.autocast(setting.device.type, dtype=torch.bfloat16, enabled=setting.amp):
+                return examples.predict(batch)
+
+        return validate(examples.validation_batches(), predict, labels, ignore_index=IGNORED, stop=stop)
+
+    if labels.regions:
+        loss = partial(dice_binary_cross_entropy, ignore_index=IGNORED, members=labels.region_members())
+    else:
+        loss = partial(look_up(LOSSES, config.loss, kind="loss"), ignore_index=IGNORED)
+    return Job(
+        model=setting.segmenter,
+        groups=setting.segmenter.parameter_groups(config.learning_rate, config.backbone_lr_scale, config.weight_decay),
+        predict=examples.predict,
+        loss=loss,
+        batches=lambda first: examples.batches(first, steps_per_epoch),
+        validate=measure,
+        num_steps=config.num_epochs * steps_per_epoch,
+        steps_per_epoch=steps_per_epoch,
+        identity=identity,
+    )
+
+
+def _model_config(config: FinetuneConfig, plan: Plan) -> ModelConfig:
+    return ModelConfig(
+        backbone=Path(config.backbone).name,
+        taps=config.taps,
+        tap_norm=config.tap_norm,
+        input_builder=plan.input_builder,
+        context_slices=plan.context_slices,
+        num_channels=len(plan.channels),
+        decoder=config.decoder,
+        decoder_width=config.decoder_width,
+        adaptation=config.adaptation,
+        lora_rank=config.lora_rank,
+        lora_alpha=config.lora_alpha,
+        lora_dropout=config.lora_dropout,
+        last_k=config.last_k,
+        magnification=plan.magnification,
+        num_outputs=plan.labels.num_outputs,
+    )
+
+
+def _read_split(path: Path, fold: int) -> Split:
+    splits = read_json(path)
+    if not 0 <= fold < len(splits):
+        raise ConfigError(
+            f"there is no fold {fold}; the splits have {len(splits)}",
+            where=path,
+            fix=f"choose one from 0 to {len(splits) - 1}.",
+        )
+    split = Split.from_json(splits[fold], where=path)
+    if not split.train or not split.val:
+        raise DatasetError(
+            f"fold {fold} has {len(split.train)} training and {len(split.val)} validation cases",
+            where=path,
+            fix="give each side at least one case.",
+        )
+    return split
+
+
+def _identity(workdir: Path, config: FinetuneConfig, plan: Plan, split: Split, card: WeightsCard) -> dict[str, Any]:
+    """What must not change between the parts of one run, flat."""
+    settings = {key: value for key, value in config.to_json().items() if key not in {*FREE_TO_CHANGE, "backbone"}}
+    return flatten(
+        {
+            **settings,
+            "backbone": card.digest,
+            "plan": plan.digest(),
+            "split": split.digest(),
+            "prepared": digest_file(workdir / "prepared" / "manifest.json"),
+            "voxdino": voxdino.__version__,
+            "torch": str(torch.__version__),
+        }
+    )
+
+
+def _record(
+    config: FinetuneConfig,
+    split: Split,
+    fold: int,
+    card: WeightsCard,
+    segmenter: Segmenter,
+    device: torch.device,
+    identity: dict[str, Any],
+) -> dict[str, Any]:
+    """run.json but for the outcome. No absolute path, no host name: runs are shared."""
+    parameters = trainable(segmenter)
+    return {
+        "config": {**config.to_json(), "backbone": Path(config.backbone).name},
+        "fold": fold,
+        "split": split.to_json(),
+        "backbone": {"name": card.name, "licence": card.licence, "digest": card.digest},
+        "num_parameters": {
+            "trained": sum(parameter.numel() for parameter in parameters.values()),
+            "all": sum(parameter.numel() for parameter in segmenter.parameters()),
+        },
+        "device": device.type,
+        "num_threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "identity": identity,
+    }
+
+
+def _take_best(segmenter: Segmenter, outcome: Outcome) -> None:
+    with torch.no_grad():
+        for name, parameter in trainable(segmenter).items():
+            parameter.copy_(outcome.weights[name])
+    segmenter.eval()
+
+
+def _summary(outcome: Outcome, run_folder: Path) -> RunSummary:
+    return RunSummary(
+        run_folder=str(run_folder),
+        ended_by=outcome.ended_by,
+        num_steps=outcome.num_steps,
+        num_skipped=outcome.num_skipped,
+        best_dice=outcome.best_dice,
+        best_step=outcome.best_step,
+        elapsed_s=round(outcome.elapsed_s, 1),
+    )

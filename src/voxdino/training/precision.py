@@ -1,0 +1,42 @@
+"""Where bfloat16 arithmetic pays."""
+
+from contextlib import AbstractContextManager
+from typing import Literal
+
+import torch
+
+from voxdino.core.errors import ResourceError
+
+
+def uses_bf16(device: torch.device, amp: Literal["auto", "bf16", "off"]) -> bool:
+    """Whether to compute in bfloat16. "auto": only where the hardware multiplies it faster than float32.
+
+    A CPU without avx512_bf16 or amx emulates bfloat16 and gets slower.
+    """
+    if amp != "auto":
+        return amp == "bf16"
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return False
+
+
+def autocast(device: torch.device, enabled: bool) -> AbstractContextManager[object]:
+    """bfloat16 for matrix products and convolutions inside the block; float32 for the rest."""
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device for "auto", "cpu", "cuda" or "mps"; "auto" takes a GPU where there is one.
+
+    Errors: ResourceError where the named one is absent.
+    """
+    has = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if name == "auto":
+        return torch.device(next(kind for kind in ("cuda", "mps", "cpu") if has[kind]))
+    if not has.get(name, False):
+        raise ResourceError(
+            f"there is no {name} device here that this PyTorch can use", where="--device", fix="use --device cpu."
+        )
+    return torch.device(name)
