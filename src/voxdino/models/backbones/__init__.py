@@ -1,0 +1,1 @@
+"""Backbones: images in, patch features out."""

@@ -1,0 +1,143 @@
+"""The parts of a transformer block: linear layers that take an adapter, attention, feed-forward, LayerScale."""
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from voxdino.models.backbones.rope import Rotation, rotate
+
+FfnKind = Literal["mlp", "swiglu"]
+
+
+class AdaptableLinear(nn.Linear):
+    """A linear layer whose output an adapter (LoRA) may add to, under the name `adapter`, so that no other name moves.
+
+    bias_mask: in DINOv3's qkv layers, ones and zeros that switch the bias of the keys off (dossier 5.3).
+    """
+
+    bias_mask: Tensor | None
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = True, mask_k_bias: bool = False) -> None:
+        super().__init__(in_features, out_features, bias=bias)
+        self.adapter: nn.Module | None = None
+        mask = None
+        if bias and mask_k_bias:
+            mask = torch.ones(out_features)
+            mask[out_features // 3 : 2 * out_features // 3] = 0
+        self.register_buffer("bias_mask", mask)
+
+    def forward(self, x: Float[Tensor, "*batch i"]) -> Float[Tensor, "*batch o"]:
+        bias = self.bias if self.bias_mask is None else self.bias * self.bias_mask
+        out = F.linear(x, self.weight, bias)
+        return out if self.adapter is None else out + self.adapter(x)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention; queries and keys of patches are rotated where the backbone uses rotary positions."""
+
+    def __init__(self, dim: int, *, num_heads: int, qkv_bias: bool, mask_k_bias: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = AdaptableLinear(dim, 3 * dim, bias=qkv_bias, mask_k_bias=mask_k_bias)
+        self.proj = AdaptableLinear(dim, dim)
+
+    def forward(self, x: Float[Tensor, "B N E"], rotation: Rotation | None) -> Float[Tensor, "B N E"]:
+        heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, N, 3, heads, d)
+        q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, d) each
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
+        out = F.scaled_dot_product_attention(q, k, v)
+        joined: Tensor = self.proj(out.transpose(1, 2).flatten(2))  # (B, N, E)
+        return joined
+
+
+class Mlp(nn.Module):
+    """Two linear layers with GELU between."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.fc1 = AdaptableLinear(dim, hidden)
+        self.fc2 = AdaptableLinear(hidden, dim)
+
+    def forward(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
+        out: Tensor = self.fc2(F.gelu(self.fc1(x)))
+        return out
+
+
+class SwiGlu(nn.Module):
+    """w3(silu(w1 x) * w2 x): w1 is the gate."""
+
+    def __init__(self, dim: int, hidden: int) -> None:
+        super().__init__()
+        self.w1 = AdaptableLinear(dim, hidden)
+        self.w2 = AdaptableLinear(dim, hidden)
+        self.w3 = AdaptableLinear(hidden, dim)
+
+    def forward(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
+        out: Tensor = self.w3(F.silu(self.w1(x)) * self.w2(x))
+        return out
+
+
+class LayerScale(nn.Module):
+    """One learned factor per channel."""
+
+    def __init__(self, dim: int, init: float) -> None:
+        super().__init__()
+        self.gamma = nn.Parameter(torch.full((dim,), init))
+
+    def forward(self, x: Float[Tensor, "B N E"]) -> Float[Tensor, "B N E"]:
+        return x * self.gamma
+
+
+class Block(nn.Module):
+    """Attention and feed-forward, each after a LayerNorm, scaled, and added to its input."""
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        num_heads: int,
+        ffn: FfnKind,
+        ffn_hidden: int,
+        qkv_bias: bool,
+        mask_k_bias: bool,
+        norm_eps: float,
+        layer_scale_init: float,
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps)
+        self.attn = Attention(dim, num_heads=num_heads, qkv_bias=qkv_bias, mask_k_bias=mask_k_bias)
+        self.ls1 = LayerScale(dim, layer_scale_init)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
+        self.mlp: nn.Module = Mlp(dim, ffn_hidden) if ffn == "mlp" else SwiGlu(dim, ffn_hidden)
+        self.ls2 = LayerScale(dim, layer_scale_init)
+
+    def forward(
+        self, x: Float[Tensor, "B N E"], rotation: Rotation | None, drop_path: float = 0.0
+    ) -> Float[Tensor, "B N E"]:
+        """`drop_path`: the share of images that skip each of the two branches (used while training only)."""
+        rate = drop_path if self.training else 0.0
+        rows = _kept_rows(x, rate)
+        x = _add(x, self.ls1(self.attn(self.norm1(_take(x, rows)), rotation)), rows)
+        rows = _kept_rows(x, rate)
+        return _add(x, self.ls2(self.mlp(self.norm2(_take(x, rows)))), rows)
+
+
+def _kept_rows(x: Tensor, rate: float) -> Tensor | None:
+    """Images that go through a branch; None: all. Leaving the others out saves their arithmetic."""
+    num_kept = max(1, round(len(x) * (1 - rate)))
+    return None if num_kept == len(x) else torch.randperm(len(x), device=x.device)[:num_kept]
+
+
+def _take(x: Tensor, rows: Tensor | None) -> Tensor:
+    return x if rows is None else x[rows]
+
+
+def _add(x: Tensor, branch: Tensor, rows: Tensor | None) -> Tensor:
+    """x plus the branch; a branch of only some images is scaled up, so that its expectation stays."""
+    if rows is None:
+        return x + branch
+    return x.index_add(0, rows, branch.to(x.dtype), alpha=len(x) / len(rows))

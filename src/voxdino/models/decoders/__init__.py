@@ -1,0 +1,1 @@
+"""Decoders: from the features of a backbone to logits per voxel."""
