@@ -1,6 +1,7 @@
 """Reading and writing images and label maps: one table from suffix to format, one function per question."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxdino.core.errors import ImageError, LabelError
+from voxdino.core.errors import ImageError, LabelError, ResourceError
 from voxdino.core.geometry import Grid
 from voxdino.core.io import nifti
 from voxdino.core.io.options import NanPolicy, ReadOptions
@@ -55,9 +56,46 @@ def _write_nifti(path: Path, array: NDArray[Any], grid: Grid, like: Path | None)
     nifti.write(path, array, grid, like=like if like is not None and image_suffix(like) in nifti.SUFFIXES else None)
 
 
+def _read_picture(path: Path, max_bytes: int | None, frames_as_channels: bool) -> Volume:
+    from voxdino.core.io import pictures
+
+    return pictures.read(path)
+
+
+def _read_picture_labels(path: Path, options: ReadOptions) -> Volume:
+    from voxdino.core.io import pictures
+
+    return pictures.read_labels(path, options)
+
+
+def _read_picture_grid(path: Path) -> tuple[Grid, int]:
+    from voxdino.core.io import pictures
+
+    return pictures.read_grid(path)
+
+
+def _write_picture(path: Path, array: NDArray[Any], grid: Grid, like: Path | None) -> None:
+    from voxdino.core.io import pictures
+
+    pictures.write(path, array, grid)
+
+
 _NIFTI = Format(_read_nifti, lambda path, _: nifti.read(path), nifti.read_grid, _write_nifti)
 
-READERS: dict[str, Format] = dict.fromkeys(nifti.SUFFIXES, _NIFTI)
+_PICTURE = Format(_read_picture, _read_picture_labels, _read_picture_grid, _write_picture)
+_READ_ONLY_PICTURE = Format(_read_picture, _read_picture_labels, _read_picture_grid, None)
+
+READERS: dict[str, Format] = {
+    ".nii.gz": _NIFTI,
+    ".nii": _NIFTI,
+    ".png": _PICTURE,
+    ".tif": _PICTURE,
+    ".tiff": _PICTURE,
+    ".jpg": _READ_ONLY_PICTURE,
+    ".jpeg": _READ_ONLY_PICTURE,
+    ".bmp": _READ_ONLY_PICTURE,
+    ".gif": _READ_ONLY_PICTURE,
+}
 
 
 def image_suffix(path: str | PathLike[str]) -> str:
@@ -86,7 +124,8 @@ def read_volume(
     Errors: ImageError, GeometryError; SafetyError for sizes over the limit.
     """
     file = Path(path)
-    volume = _format(file).read(file, max_bytes, frames_as_channels)
+    with _told_as_ours(file):
+        volume = _format(file).read(file, max_bytes, frames_as_channels)
     array, notes = require_finite(volume.array, nan_policy, file)
     return Volume(array, volume.grid, (*volume.notes, *notes, *note_inexact(array)), file)
 
@@ -98,7 +137,8 @@ def read_label_map(path: str | PathLike[str], *, options: ReadOptions | None = N
     """
     file = Path(path)
     chosen = options or ReadOptions()
-    volume = _format(file).read_labels(file, chosen)
+    with _told_as_ours(file):
+        volume = _format(file).read_labels(file, chosen)
     if volume.num_channels != 1:
         fact = f"has {volume.num_channels} channels; a label map has one number per voxel."
         raise LabelError(fact, where=file, fix="save the labels as one channel of integers.")
@@ -111,7 +151,8 @@ def read_label_map(path: str | PathLike[str], *, options: ReadOptions | None = N
 def read_grid(path: str | PathLike[str]) -> tuple[Grid, int]:
     """Grid and number of channels (frames count as channels), from the header alone."""
     file = Path(path)
-    return _format(file).read_grid(file)
+    with _told_as_ours(file):
+        return _format(file).read_grid(file)
 
 
 def write_label_map(path: str | PathLike[str], labels: LabelMap, *, like: str | PathLike[str] | None = None) -> None:
@@ -138,6 +179,18 @@ def _write(path: Path, array: NDArray[Any], grid: Grid, like: str | PathLike[str
         known = ", ".join(suffix for suffix, form in READERS.items() if form.write)
         raise ImageError(f"{image_suffix(path)} files are only read.", where=path, fix=f"write one of {known}.")
     write(path, array, grid, None if like is None else Path(like))
+
+
+@contextmanager
+def _told_as_ours(path: Path) -> Iterator[None]:
+    """What the system refuses while reading, in our words."""
+    try:
+        yield
+    except OSError as error:
+        raise ResourceError(f"cannot be read ({error.strerror}).", where=path, fix="check permissions.") from error
+    except MemoryError as error:
+        fix = "close other programs, or use a machine with more memory."
+        raise ResourceError("does not fit into memory.", where=path, fix=fix) from error
 
 
 def _format(path: Path) -> Format:

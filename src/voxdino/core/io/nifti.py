@@ -11,7 +11,7 @@ from nibabel.nifti1 import Nifti1Header
 from nibabel.nifti2 import Nifti2Header
 from numpy.typing import NDArray
 
-from voxdino.core.errors import GeometryError, ImageError, ResourceError
+from voxdino.core.errors import GeometryError, ImageError
 from voxdino.core.geometry import Grid, format_shape
 from voxdino.core.io.nifti_header import NiftiHeader, read_header
 from voxdino.core.io.sniff import name_type
@@ -120,19 +120,16 @@ def _open(path: Path) -> Iterator[tuple[Source, int]]:
     """The bytes of a .nii or .nii.gz file whose content is what its name says, and its size on disk."""
     size = require_file(path, kind=ImageError)
     named_gzip = path.name.lower().endswith(".gz")
-    try:
-        with path.open("rb") as file:
-            head = file.read(512)
-            file.seek(0)
-            is_gzip = head.startswith(b"\x1f\x8b")
-            if named_gzip and not is_gzip:
-                fix = "name it .nii." if "NIfTI" in name_type(head) else "give it the suffix of what it is."
-                raise ImageError(f"is not gzip-compressed: it is {name_type(head)}.", where=path, fix=fix)
-            if is_gzip and not named_gzip:
-                raise ImageError("is a gzip file.", where=path, fix="name it .nii.gz.")
-            yield (GzipSource if is_gzip else PlainSource)(file, path), size
-    except OSError as error:
-        raise ResourceError(f"cannot be read ({error.strerror}).", where=path, fix="check permissions.") from error
+    with path.open("rb") as file:
+        head = file.read(512)
+        file.seek(0)
+        is_gzip = head.startswith(b"\x1f\x8b")
+        if named_gzip and not is_gzip:
+            fix = "name it .nii." if "NIfTI" in name_type(head) else "give it the suffix of what it is."
+            raise ImageError(f"is not gzip-compressed: it is {name_type(head)}.", where=path, fix=fix)
+        if is_gzip and not named_gzip:
+            raise ImageError("is a gzip file.", where=path, fix="name it .nii.gz.")
+        yield GzipSource(file, path) if is_gzip else PlainSource(file), size
 
 
 def _require_size(header: NiftiHeader, path: Path, file_size: int, max_bytes: int | None) -> None:

@@ -4,7 +4,7 @@ import zlib
 from os import PathLike
 from typing import BinaryIO, Protocol
 
-from voxdino.core.errors import ImageError, ResourceError
+from voxdino.core.errors import ImageError
 
 _COMPRESSED_BLOCK = 1 << 18
 _PLAIN_BLOCK = 1 << 20
@@ -24,13 +24,12 @@ class PlainSource:
 
     complete = True
 
-    def __init__(self, file: BinaryIO, where: str | PathLike[str]) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         self._file = file
-        self._where = where
 
     def some(self, most: int) -> bytes:
         """Up to `most` bytes; none at the end."""
-        return _read(self._file, min(most, _PLAIN_BLOCK), self._where)
+        return self._file.read(min(most, _PLAIN_BLOCK))
 
 
 class GzipSource:
@@ -53,7 +52,7 @@ class GzipSource:
                 if not self._start_next_member():
                     break
                 continue
-            compressed = self._compressed or _read(self._file, _COMPRESSED_BLOCK, self._where)
+            compressed = self._compressed or self._file.read(_COMPRESSED_BLOCK)
             try:
                 data = self._inflater.decompress(compressed, min(most, _PLAIN_BLOCK))
             except zlib.error as error:
@@ -68,9 +67,9 @@ class GzipSource:
 
     def _start_next_member(self) -> bool:
         """Go on with the next gzip member, if there is one. False and `complete` at the end of the file."""
-        rest = self._inflater.unused_data or _read(self._file, _COMPRESSED_BLOCK, self._where)
+        rest = self._inflater.unused_data or self._file.read(_COMPRESSED_BLOCK)
         while rest and not (rest := rest.lstrip(b"\0")):  # zero padding after a member is allowed
-            rest = _read(self._file, _COMPRESSED_BLOCK, self._where)
+            rest = self._file.read(_COMPRESSED_BLOCK)
         if not rest:
             self.complete = True
             return False
@@ -116,10 +115,3 @@ def require_end(source: Source, num_bytes: int, where: str | PathLike[str]) -> N
 def truncated(got: int, declared: int, where: str | PathLike[str]) -> ImageError:
     """The error for a file that ends too early."""
     return ImageError(f"truncated, got {got} of {declared} bytes.", where=where, fix="copy or download it again.")
-
-
-def _read(file: BinaryIO, most: int, where: str | PathLike[str]) -> bytes:
-    try:
-        return file.read(most)
-    except OSError as error:
-        raise ResourceError(f"cannot be read ({error.strerror}).", where=where, fix="check the disk.") from error
