@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -132,7 +132,7 @@ class Segmenter(nn.Module):
         """Features of an image never change: backbone frozen and no trained input builder before it."""
         return self.config.adaptation == "frozen" and not self.inputs.trainable
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "Segmenter":
         """Training mode for what trains; frozen blocks of the backbone stay in eval mode whatever is asked."""
         super().train(mode)
         if self.config.adaptation in ("frozen", "last_k"):

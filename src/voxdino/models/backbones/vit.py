@@ -7,7 +7,7 @@ code (tests/parity). Parameter names are those of the official files.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +52,7 @@ class ViTConfig(Record):
     position_grid: tuple[int, int] | None = None
 
     @model_validator(mode="after")
-    def _fits(self) -> Self:
+    def _fits(self) -> "ViTConfig":
         if self.embed_dim % self.num_heads:
             raise ValueError(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
         if self.family == "dinov3" and (self.embed_dim // self.num_heads) % 4:

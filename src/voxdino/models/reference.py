@@ -1,0 +1,143 @@
+"""Does this installation compute what the authors' code computes? Stored inputs, weights and outputs, compared.
+
+A case is NAME.safetensors (tensors `input.*`, `weights.*`, `output.*`) with NAME.json (what it is). A new case that we
+have code for is one function and one line in CASES.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from voxdino.core.errors import InputError
+from voxdino.core.safe_files import read_json
+from voxdino.models.backbones.vit import ViT
+from voxdino.models.decoders.tpa_sad import TpaSadDecoder, from_segdino_v2
+from voxdino.models.features import Features
+from voxdino.models.layouts import convert
+from voxdino.models.weights import read_tensors
+
+Case = Callable[[Mapping[str, Tensor], Mapping[str, Any]], Iterator[tuple[Tensor, Tensor]]]
+_DEFAULT_TOLERANCE = 1e-5
+_TOLERANCES = {"dinomed3d_stage2_head": 1e-4}
+_NORM_EPS = {"layernorm": "1e-6", "layernormbf16": "1e-5"}
+_ROPE_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class ReferenceResult:
+    """One case: the largest absolute difference over all its outputs, or why it was not computed."""
+
+    name: str
+    largest_error: float | None
+    tolerance: float
+    passed: bool
+    skipped_reason: str | None = None
+
+
+def check_reference_values(folder: Path) -> list[ReferenceResult]:
+    """Compute every case of a folder that there is code for; the others are listed as skipped.
+
+    Errors: InputError for a folder without cases, WeightsError for damaged ones.
+    """
+    names = sorted(path.stem for path in folder.glob("*.json") if path.with_suffix(".safetensors").is_file())
+    if not names:
+        fix = "give the folder of NAME.json and NAME.safetensors files."
+        raise InputError("holds no reference cases", where=folder, fix=fix)
+    return [_check(folder, name) for name in names]
+
+
+@torch.no_grad()
+def _check(folder: Path, name: str) -> ReferenceResult:
+    tolerance = _TOLERANCES.get(name, _DEFAULT_TOLERANCE)
+    if name not in CASES:
+        return ReferenceResult(name, None, tolerance, False, "not built yet")
+    tensors, _ = read_tensors(folder / f"{name}.safetensors")
+    pairs = CASES[name](tensors, read_json(folder / f"{name}.json"))
+    errors = torch.stack([(ours - theirs).abs().max() for ours, theirs in pairs])
+    largest = float(errors.max())  # NaN stays NaN, and never passes
+    return ReferenceResult(name, largest, tolerance, largest <= tolerance)
+
+
+def _official_vit(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    config = facts["config"]
+    settings = {
+        "norm_eps": _NORM_EPS[config["norm_layer"]],
+        "rope_dtype": _ROPE_DTYPES[config["pos_embed_rope_dtype"]],
+    }
+    vit = _build_vit(tensors, settings=settings)
+    images = tensors["input"]
+    tokens, masked = vit.tokens(images), vit.tokens(images, masks=tensors["mask"])
+    yield tokens.cls, tensors["output.cls"]
+    yield tokens.registers, tensors["output.registers"]
+    yield tokens.patches, tensors["output.patches"]
+    yield masked.cls, tensors["output.masked_cls"]
+    yield masked.patches, tensors["output.masked_patches"]
+    for tap_norm, stem in ((True, "tap"), (False, "rawtap")):
+        maps = vit(images, taps=range(vit.depth), tap_norm=tap_norm).maps
+        for index, ours in enumerate(maps):
+            yield ours, tensors[f"output.{stem}{index}"]
+
+
+def _timm_vit(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    vit = _build_vit(tensors, settings={"num_heads": str(facts["config"]["num_heads"])})
+    yield _all_tokens(vit, tensors["input"]), tensors["output.tokens"]
+
+
+def _hugging_face_vit(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    vit = _build_vit(tensors, hub_config=facts["config"])
+    tokens = _all_tokens(vit, tensors["input"])
+    yield tokens, tensors["output.last_hidden_state"]
+    yield tokens[:, 0], tensors["output.pooler_output"]
+
+
+def _segdino_v2(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    maps = tuple(
+        tensors[f"input.tap{i}"].transpose(1, 2).reshape(len(tensors["input.tap0"]), -1, *facts["grid"])
+        for i in range(TpaSadDecoder.num_taps)
+    )  # (B, E, h, w) each
+    embed_dim = maps[0].shape[1]
+    decoder = TpaSadDecoder(
+        embed_dim=embed_dim, num_outputs=int(facts["num_classes"]), decoder_width=int(facts["channels"])
+    )
+    decoder.load_state_dict(from_segdino_v2(_weights(tensors)))
+    features = Features(maps, maps[-1].mean(dim=(2, 3)), (16, 16))
+    yield decoder.native_logits(features), tensors["output.decoder"]
+    yield decoder(features), tensors["output.logits"]
+
+
+CASES: dict[str, Case] = {
+    "dinov3_vit_mlp": _official_vit,
+    "dinov3_vit_swiglu": _official_vit,
+    "dinov3_vit_7b_style": _official_vit,
+    "meddinov3_vit": _official_vit,
+    "timm_dinov3_vit": _timm_vit,
+    "timm_dinov2_vit": _timm_vit,
+    "hf_dinov3_vit": _hugging_face_vit,
+    "segdino_v2_decoder": _segdino_v2,
+}
+
+
+def _weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix("weights."): value for key, value in tensors.items() if key.startswith("weights.")}
+
+
+def _build_vit(
+    tensors: Mapping[str, Tensor],
+    *,
+    settings: Mapping[str, str] | None = None,
+    hub_config: Mapping[str, Any] | None = None,
+) -> ViT:
+    state = convert(_weights(tensors), settings=settings, hub_config=hub_config)
+    with torch.device("meta"):
+        vit = ViT(state.config)
+    vit.load_complete(state.tensors)
+    return vit.eval()
+
+
+def _all_tokens(vit: ViT, images: Tensor) -> Tensor:
+    tokens = vit.tokens(images)
+    return torch.cat((tokens.cls[:, None], tokens.registers, tokens.patches), dim=1)

@@ -1,0 +1,61 @@
+"""The models compute what the authors' code computes, on stored inputs, weights and outputs."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from voxdino.models.reference import CASES, check_reference_values
+
+REFERENCE = Path(__file__).parent / "reference-values"
+EIGHT = {
+    "dinov3_vit_mlp",
+    "dinov3_vit_swiglu",
+    "dinov3_vit_7b_style",
+    "meddinov3_vit",
+    "hf_dinov3_vit",
+    "timm_dinov3_vit",
+    "timm_dinov2_vit",
+    "segdino_v2_decoder",
+}
+
+
+@pytest.fixture(scope="module")
+def results():
+    return {result.name: result for result in check_reference_values(REFERENCE)}
+
+
+def test_all_stored_cases_have_code():
+    assert set(CASES) == EIGHT == {path.stem for path in REFERENCE.glob("*.json")}
+
+
+@pytest.mark.parametrize("name", sorted(EIGHT))
+def test_agrees_with_the_authors_numbers_within_1e_5(results, name):
+    assert results[name].passed, results[name]
+    assert results[name].largest_error <= 1e-5 == results[name].tolerance
+
+
+def test_a_wrong_output_is_noticed(tmp_path):
+    for kind in ("json", "safetensors"):
+        (tmp_path / f"timm_dinov3_vit.{kind}").write_bytes((REFERENCE / f"timm_dinov3_vit.{kind}").read_bytes())
+    tensors = load_file(tmp_path / "timm_dinov3_vit.safetensors")
+    tensors["output.tokens"][1, 3, 7] += 1e-4
+    save_file(tensors, tmp_path / "timm_dinov3_vit.safetensors")
+    (result,) = check_reference_values(tmp_path)
+    assert not result.passed
+    assert result.largest_error == pytest.approx(1e-4, rel=0.1)
+
+
+def test_a_case_without_code_is_skipped_and_said(tmp_path):
+    (tmp_path / "new_model.json").write_text("{}")
+    save_file({"input": torch.zeros(1)}, tmp_path / "new_model.safetensors")
+    (result,) = check_reference_values(tmp_path)
+    assert (result.largest_error, result.passed, result.skipped_reason) == (None, False, "not built yet")
+
+
+@pytest.mark.shared
+def test_every_shared_case_is_passed_or_said_to_be_skipped(shared_folder):
+    results = check_reference_values(shared_folder / "reference-values")
+    assert {result.name for result in results if result.passed} == EIGHT
+    assert all(result.skipped_reason for result in results if not result.passed)
