@@ -14,6 +14,7 @@ class FinetuneConfig(TrainingConfig):
 
     backbone:          weights file or folder, or a name in the weights folder.
     taps:              blocks whose output the decoder sees; None: at each quarter of the depth.
+    pyramid_scales:    of the decoder tpa_sad; None: as published, but no level finer than a voxel.
     adaptation:        what of the backbone trains: nothing, LoRA, its last `last_k` blocks, or all.
     cache:             compute a frozen backbone's features once and train on them. "auto": whenever it is frozen.
     cached_views:      at most so many views of each slice; view 0 is plain, the others are augmented. Fewer where the
@@ -30,6 +31,7 @@ class FinetuneConfig(TrainingConfig):
     tap_norm: bool = True
     decoder: str = "tpa_sad"
     decoder_width: int = Field(default=128, ge=8)
+    pyramid_scales: tuple[int, ...] | None = None
     adaptation: Literal["frozen", "lora", "last_k", "full"] = "frozen"
     lora_rank: int = Field(default=16, ge=1)
     lora_alpha: float = Field(default=16.0, gt=0)

@@ -19,6 +19,7 @@ from voxdino.finetuning.config import FinetuneConfig
 from voxdino.finetuning.examples import CachedExamples, ImageExamples, Setting
 from voxdino.finetuning.validation import validate
 from voxdino.inference.load import save_model
+from voxdino.models.decoders.tpa_sad import PUBLISHED_SCALES
 from voxdino.models.registry import look_up
 from voxdino.models.segmenter import ModelConfig, Segmenter, build_segmenter
 from voxdino.models.weights import WeightsCard, load_backbone
@@ -98,7 +99,8 @@ def finetune(
         elif resume == "require":
             raise CheckpointError("there is nothing to resume here", where=run_folder, fix="run without --resume.")
 
-        segmenter = build_segmenter(_model_config(config, plan), backbone).to(target, memory_format=torch.channels_last)
+        segmenter = build_segmenter(_model_config(config, plan, card), backbone).to(target)
+        segmenter = segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         record = _record(config, split, fold, card, segmenter, target, identity)
         write_json(run_folder / "run.json", {**record, "outcome": None})
         plan.write(run_folder / "plan.json")
@@ -145,14 +147,13 @@ def _examples(
 ) -> CachedExamples | ImageExamples:
     """Cached features where the backbone is frozen, images where it is not."""
     config = setting.config
-    is_frozen = config.adaptation == "frozen"
-    if config.cache == "on" and not is_frozen:
+    if config.cache == "on" and not setting.segmenter.cacheable:
         raise ConfigError(
-            f"features cannot be cached while the backbone changes (adaptation {config.adaptation!r})",
+            "features cannot be cached while the backbone or the input projection trains",
             where="cache",
             fix="--set cache=auto, or --set adaptation=frozen.",
         )
-    if config.cache == "off" or not is_frozen:
+    if config.cache == "off" or not setting.segmenter.cacheable:
         return ImageExamples(setting)
 
     def seconds_left() -> float:
@@ -188,7 +189,9 @@ def _job(setting: Setting, examples: CachedExamples | ImageExamples, identity: d
         loss = partial(look_up(LOSSES, config.loss, kind="loss"), ignore_index=IGNORED)
     return Job(
         model=setting.segmenter,
-        groups=setting.segmenter.parameter_groups(config.learning_rate, config.backbone_lr_scale, config.weight_decay),
+        groups=setting.segmenter.parameter_groups(
+            config.learning_rate, backbone_lr_scale=config.backbone_lr_scale, weight_decay=config.weight_decay
+        ),
         predict=examples.predict,
         loss=loss,
         batches=lambda first: examples.batches(first, steps_per_epoch),
@@ -199,9 +202,10 @@ def _job(setting: Setting, examples: CachedExamples | ImageExamples, identity: d
     )
 
 
-def _model_config(config: FinetuneConfig, plan: Plan) -> ModelConfig:
+def _model_config(config: FinetuneConfig, plan: Plan, card: WeightsCard) -> ModelConfig:
     return ModelConfig(
-        backbone=Path(config.backbone).name,
+        backbone=Path(config.backbone).name,  # no path of this machine in a file that is shared
+        licence=card.licence,
         taps=config.taps,
         tap_norm=config.tap_norm,
         input_builder=plan.input_builder,
@@ -209,6 +213,7 @@ def _model_config(config: FinetuneConfig, plan: Plan) -> ModelConfig:
         num_channels=len(plan.channels),
         decoder=config.decoder,
         decoder_width=config.decoder_width,
+        pyramid_scales=config.pyramid_scales or _pyramid_scales(plan),
         adaptation=config.adaptation,
         lora_rank=config.lora_rank,
         lora_alpha=config.lora_alpha,
@@ -217,6 +222,13 @@ def _model_config(config: FinetuneConfig, plan: Plan) -> ModelConfig:
         magnification=plan.magnification,
         num_outputs=plan.labels.num_outputs,
     )
+
+
+def _pyramid_scales(plan: Plan) -> tuple[int, ...]:
+    """The published 8, 4, 2, 1, but no level finer than a prepared voxel: it would cost most and could tell nothing."""
+    voxels_per_token = plan.patch_size / plan.magnification
+    finest = next((scale for scale in (1, 2, 4) if scale >= 0.9 * voxels_per_token), 8)
+    return tuple(min(scale, finest) for scale in PUBLISHED_SCALES)
 
 
 def _read_split(path: Path, fold: int) -> Split:

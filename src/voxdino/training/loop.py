@@ -22,6 +22,7 @@ from voxdino.training.stopping import StopRequest
 from voxdino.training.tracking import Event, Listener, RunLog, draw_curves
 
 MAX_BAD_STEPS = 3  # in a row
+DRAW_EVERY_S = 10.0
 
 
 class Labelled(Protocol):
@@ -104,7 +105,7 @@ def train(
 
     curve, amp = SCHEDULES[config.schedule], uses_bf16(device, config.amp)
     clock = _Clock(state.elapsed_s + spent_s, config.time_budget_s)
-    last_saved = time.monotonic()
+    last_saved, last_drawn = time.monotonic(), -DRAW_EVERY_S
 
     def save() -> None:
         state.elapsed_s = clock.elapsed_s()
@@ -130,14 +131,16 @@ def train(
             if _validation_is_due(state, job, clock, ended=ended):
                 if not _validate(state, job, log, clock, stop):
                     stop_safely()
-                draw_curves(log.rows(), run_folder / "curves.png", title=run_folder.name)
+                if ended or time.monotonic() - last_drawn >= DRAW_EVERY_S:
+                    draw_curves(log.rows(), run_folder / "curves.png", title=run_folder.name)
+                    last_drawn = time.monotonic()
                 listen(Event("validation", _told(state, log), state.step, job.num_steps))
             impatient = config.patience is not None and state.num_stale >= config.patience
             if ended or impatient:
                 break
-            if time.monotonic() - last_saved >= config.checkpoint_every_s and state.step:
+            if time.monotonic() - last_saved >= config.checkpoint_every_s and state.step and not state.num_bad:
                 save()
-                last_saved = time.monotonic()
+                last_saved, last_drawn = time.monotonic(), -DRAW_EVERY_S
 
             factor = learning_rate_factor(progress, warmup=config.warmup, curve=curve)
             set_learning_rate(optimizer, factor)
