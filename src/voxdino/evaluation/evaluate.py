@@ -40,13 +40,13 @@ def evaluate(
     metrics: Sequence[str] = tuple(METRICS),
     num_workers: int | None = None,
     strict: bool = False,
-    on_progress: Callable[[int, int], None] | None = None,
+    on_progress: Callable[[int, int, str], None] | None = None,
 ) -> Scores:
     """Score predictions against references, each pair on its own grid: (case id, prediction file, reference file).
 
     A pair that cannot be read or whose grids differ is listed in `failed` and the others go on; `strict` raises its
     error instead. Voxels that carry the label set's ignore id in the reference count as background in both masks.
-    on_progress(done, total) is called after every case. Errors: UsageError for an unknown metric.
+    on_progress(done, total, case) is called after every case. Errors: UsageError for an unknown metric.
     """
     options = options or ReadOptions()
     for name in metrics:
@@ -66,10 +66,10 @@ def evaluate(
 
     results: list[_ScoredCase | FailedCase] = []
     with ThreadPoolExecutor(num_workers or len(os.sched_getaffinity(0))) as pool:
-        for result in pool.map(score, pairs):
+        for (case, _, _), result in zip(pairs, pool.map(score, pairs), strict=True):
             results.append(result)
             if on_progress:
-                on_progress(len(results), len(pairs))
+                on_progress(len(results), len(pairs), case)
     scored = [result for result in results if isinstance(result, _ScoredCase)]
     failed = [result for result in results if isinstance(result, FailedCase)]
     return _summarise(scored, failed, labels, tolerance_mm, metrics)

@@ -1,0 +1,1 @@
+"""From a trained model and images to label maps on the images' own grids."""
