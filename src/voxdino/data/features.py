@@ -20,15 +20,13 @@ from voxdino.core.errors import CheckpointError, ResourceError
 from voxdino.core.safe_files import read_json, write_json
 from voxdino.data.augment import AugmentConfig
 from voxdino.data.loader import ReadAhead, assemble
-from voxdino.data.sampling import CaseExtent, Sampler
+from voxdino.data.sampling import Sampler, Slice
 from voxdino.data.store import CaseStore
 from voxdino.models.features import Features
 
 FORMAT = 1  # raised when the meaning of the files changes: an older cache is then not found, never misread
 ENCODE_BATCH = 16
 MARK_EVERY = 16  # batches between two progress marks
-
-Slice = tuple[str, int]  # case id, index of the slice
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,26 +41,6 @@ class FeatureBatch:
         maps = tuple(tap.to(device, non_blocking=True) for tap in self.features.maps)
         features = Features(maps, self.features.cls_token.to(device), self.features.patch_size)
         return FeatureBatch(features, self.label.to(device, non_blocking=True), self.case_ids)
-
-
-def choose_slices(extents: Sequence[CaseExtent], *, background_share: float, margin: int, seed: int) -> list[Slice]:
-    """The slices worth caching, in random order so that any part from the start is a fair sample of all.
-
-    All slices with foreground, those up to `margin` slices away (where the structures end is the hard question), and
-    `background_share` of the others. Cases without any foreground are background throughout.
-    """
-    chosen: list[Slice] = []
-    for extent in sorted(extents, key=lambda extent: extent.case_id):
-        depth = extent.shape[0]
-        near = np.zeros(depth, dtype=bool)
-        for index in extent.foreground_slices():
-            near[max(0, index - margin) : index + margin + 1] = True
-        far = np.flatnonzero(~near)
-        rng = np.random.default_rng([seed, 3, len(chosen)])
-        kept = rng.permutation(far)[: int(np.ceil(background_share * len(far)))]
-        chosen += [(extent.case_id, int(index)) for index in sorted([*np.flatnonzero(near), *kept])]
-    order = np.random.default_rng([seed, 4]).permutation(len(chosen))
-    return [chosen[place] for place in order]
 
 
 class FeatureCache:

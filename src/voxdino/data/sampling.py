@@ -12,6 +12,7 @@ from pydantic import Field
 from voxdino.core.records import Record
 
 Range = tuple[int, int]  # first voxel and one past the last, along one axis
+Slice = tuple[str, int]  # case id, index of the slice
 
 
 class Quotas(Record):
@@ -123,6 +124,26 @@ class Sampler:
 
     def _shuffled(self, epoch: int, turn: int) -> NDArray[np.int64]:
         return np.random.default_rng([self.seed, 0, epoch, turn]).permutation(len(self._ids))
+
+
+def choose_slices(extents: Sequence[CaseExtent], *, background_share: float, margin: int, seed: int) -> list[Slice]:
+    """The slices worth caching, in random order so that any part from the start is a fair sample of all.
+
+    All slices with foreground, those up to `margin` slices away (where the structures end is the hard question), and
+    `background_share` of the others. Cases without any foreground are background throughout.
+    """
+    chosen: list[Slice] = []
+    for extent in sorted(extents, key=lambda extent: extent.case_id):
+        depth = extent.shape[0]
+        near = np.zeros(depth, dtype=bool)
+        for index in extent.foreground_slices():
+            near[max(0, index - margin) : index + margin + 1] = True
+        far = np.flatnonzero(~near)
+        rng = np.random.default_rng([seed, 3, len(chosen)])
+        kept = rng.permutation(far)[: int(np.ceil(background_share * len(far)))]
+        chosen += [(extent.case_id, int(index)) for index in sorted([*np.flatnonzero(near), *kept])]
+    order = np.random.default_rng([seed, 4]).permutation(len(chosen))
+    return [chosen[place] for place in order]
 
 
 def _foreground_voxel(case: CaseExtent, rng: np.random.Generator) -> NDArray[Any] | None:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from voxdino.core.safe_files import digest_json, format_bytes, lock_folder, read_json, require_free_space, write_json
-from voxdino.data.features import FORMAT, FeatureBatch, FeatureCache, Slice, choose_slices
+from voxdino.data.features import FORMAT, FeatureBatch, FeatureCache
 from voxdino.data.loader import Batch, ReadAhead, assemble
-from voxdino.data.sampling import Sampler
+from voxdino.data.sampling import Sampler, Slice, choose_slices
 from voxdino.data.store import CaseStore
 from voxdino.finetuning.config import FinetuneConfig
 from voxdino.models.features import Features
