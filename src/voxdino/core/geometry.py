@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from voxdino.core.errors import GeometryError
 
 AXIS_LETTERS = (("L", "R"), ("P", "A"), ("I", "S"))  # negative and positive end of each world axis
+SHEAR_TOLERANCE = 1e-4  # of direction cosines; what headers with four digits round to
 
 Unit = Literal["mm", "px"]
 
@@ -130,6 +131,16 @@ def canonical_transpose(grid: Grid, world_order: Sequence[int]) -> tuple[tuple[i
     axes, signs = grid.axes_to_world()
     order = tuple(axes.index(world) for world in world_order)
     return order, tuple(signs[axis] < 0 for axis in order)
+
+
+def require_right_angles(grid: Grid) -> None:
+    """GeometryError for a sheared grid: direction cosines off the nearest rotation by more than 1e-4."""
+    cosines = grid.affine[: grid.ndim, : grid.ndim] / np.array(grid.spacing)
+    left, _, right = np.linalg.svd(cosines)
+    largest = float(np.abs(cosines - left @ right).max())
+    if largest > SHEAR_TOLERANCE:
+        fact = f"the affine is sheared: its axes are not at right angles (off by {largest:.2g})."
+        raise GeometryError(fact, fix="resample the image to a grid with right angles.")
 
 
 def format_shape(shape: Sequence[int]) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from voxdino.core.errors import ImageError, LabelError, ResourceError
 from voxdino.core.geometry import Grid
-from voxdino.core.io import nifti
+from voxdino.core.io import metaimage, nifti, nrrd
 from voxdino.core.io.options import NanPolicy, ReadOptions
 from voxdino.core.io.values import note_inexact, require_finite, to_whole_numbers
 from voxdino.core.labels import map_values
@@ -48,14 +48,6 @@ class Format:
     write: Callable[[Path, NDArray[Any], Grid, Path | None], None] | None
 
 
-def _read_nifti(path: Path, max_bytes: int | None, frames_as_channels: bool) -> Volume:
-    return nifti.read(path, max_bytes=max_bytes, frames_as_channels=frames_as_channels)
-
-
-def _write_nifti(path: Path, array: NDArray[Any], grid: Grid, like: Path | None) -> None:
-    nifti.write(path, array, grid, like=like if like is not None and image_suffix(like) in nifti.SUFFIXES else None)
-
-
 def _read_picture(path: Path, max_bytes: int | None, frames_as_channels: bool) -> Volume:
     from voxdino.core.io import pictures
 
@@ -80,21 +72,41 @@ def _write_picture(path: Path, array: NDArray[Any], grid: Grid, like: Path | Non
     pictures.write(path, array, grid)
 
 
-_NIFTI = Format(_read_nifti, lambda path, _: nifti.read(path), nifti.read_grid, _write_nifti)
+def _like_nifti(like: Path | None) -> Path | None:
+    return like if like is not None and image_suffix(like) in nifti.SUFFIXES else None
 
+
+_NIFTI = Format(
+    lambda path, limit, frames: nifti.read(path, max_bytes=limit, frames_as_channels=frames),
+    lambda path, _: nifti.read(path),
+    nifti.read_grid,
+    lambda path, array, grid, like: nifti.write(path, array, grid, like=_like_nifti(like)),
+)
+_NRRD = Format(
+    lambda path, limit, frames: nrrd.read(path, max_bytes=limit, frames_as_channels=frames),
+    lambda path, _: nrrd.read(path),
+    nrrd.read_grid,
+    lambda path, array, grid, _: nrrd.write(path, array, grid),
+)
+_META = Format(
+    lambda path, limit, _: metaimage.read(path, max_bytes=limit),
+    lambda path, _: metaimage.read(path),
+    metaimage.read_grid,
+    lambda path, array, grid, _: metaimage.write(path, array, grid),
+)
 _PICTURE = Format(_read_picture, _read_picture_labels, _read_picture_grid, _write_picture)
-_READ_ONLY_PICTURE = Format(_read_picture, _read_picture_labels, _read_picture_grid, None)
 
 READERS: dict[str, Format] = {
     ".nii.gz": _NIFTI,
     ".nii": _NIFTI,
+    ".nrrd": _NRRD,
+    ".nhdr": replace(_NRRD, write=None),
+    ".mha": _META,
+    ".mhd": replace(_META, write=None),
     ".png": _PICTURE,
     ".tif": _PICTURE,
     ".tiff": _PICTURE,
-    ".jpg": _READ_ONLY_PICTURE,
-    ".jpeg": _READ_ONLY_PICTURE,
-    ".bmp": _READ_ONLY_PICTURE,
-    ".gif": _READ_ONLY_PICTURE,
+    **dict.fromkeys((".jpg", ".jpeg", ".bmp", ".gif"), replace(_PICTURE, write=None)),
 }
 
 

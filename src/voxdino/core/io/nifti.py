@@ -1,6 +1,7 @@
 """NIfTI-1 and NIfTI-2 single files: read whole, exact and within bounds; written like the image they belong to."""
 
 import gzip
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,16 +15,15 @@ from numpy.typing import NDArray
 from voxdino.core.errors import GeometryError, ImageError
 from voxdino.core.geometry import Grid, format_shape
 from voxdino.core.io.nifti_header import NiftiHeader, read_header
+from voxdino.core.io.payload import read_payload, require_plausible
 from voxdino.core.io.sniff import name_type
-from voxdino.core.io.streams import GzipSource, PlainSource, Source, fill, require_end, truncated
-from voxdino.core.memory import require_memory
-from voxdino.core.safe_files import format_bytes, require_file, write_atomic
+from voxdino.core.io.streams import GzipSource, PlainSource, Source
+from voxdino.core.safe_files import require_file, write_atomic
 from voxdino.core.volume import Volume
 
 SUFFIXES = (".nii.gz", ".nii")
 PAIR_SUFFIXES = (".hdr", ".img", ".hdr.gz", ".img.gz")
 
-_MAX_RATIO = 1040  # deflate cannot do better
 _COMPRESS_LEVEL = 4
 
 
@@ -35,13 +35,19 @@ def read(path: Path, *, max_bytes: int | None = None, frames_as_channels: bool =
     """
     with _open(path) as (source, file_size):
         header = read_header(source, path)
-        _require_size(header, path, file_size, max_bytes)
+        scaled = header.components == 1 and (header.slope, header.inter) != (1.0, 0.0)
+        num_values = math.prod(header.stored_shape) * header.components
+        require_plausible(
+            (*header.stored_shape, header.components)[: None if header.components > 1 else -1], header.dtype, path,
+            offset=header.offset, file_size=file_size, compressed=isinstance(source, GzipSource),
+            extra_bytes=4 * num_values * scaled, limit=max_bytes,
+        )  # fmt: skip
         if header.frames > 1 and not frames_as_channels:
             raise _several_frames(header, path)
-        array = _read_values(source, header, path)
+        array = read_payload(source, num_values, header.dtype, path, offset=header.offset)
     array = array.reshape((header.components, *header.grid.shape, header.frames), order="F")
     array = array[..., 0] if header.frames == 1 else array[0].transpose(3, 0, 1, 2)  # (C, x, y, z)
-    if header.components == 1 and (header.slope, header.inter) != (1.0, 0.0):
+    if scaled:
         array = _scale(array, header.slope, header.inter)
     return Volume(array, header.grid, header.notes, path)
 
@@ -130,35 +136,6 @@ def _open(path: Path) -> Iterator[tuple[Source, int]]:
         if is_gzip and not named_gzip:
             raise ImageError("is a gzip file.", where=path, fix="name it .nii.gz.")
         yield GzipSource(file, path) if is_gzip else PlainSource(file), size
-
-
-def _require_size(header: NiftiHeader, path: Path, file_size: int, max_bytes: int | None) -> None:
-    """Compare what the header declares with memory and with the file, before anything is allocated."""
-    scaled = (header.slope, header.inter) != (1.0, 0.0)
-    needed = header.num_bytes + (header.num_bytes // header.dtype.itemsize * 4 if scaled else 0)
-    what = f"declares {format_shape(header.stored_shape)} voxels in a file of {format_bytes(file_size)}"
-    require_memory(needed, what, where=path, limit=max_bytes)
-    declared = header.offset + header.num_bytes
-    if path.name.lower().endswith(".gz"):
-        if declared > _MAX_RATIO * file_size:
-            fact = f"{what}, which cannot hold them: truncated, or the header is wrong."
-            raise ImageError(fact, where=path, fix="copy or export it again.")
-    elif file_size < declared:
-        raise truncated(file_size, declared, path)
-
-
-def _read_values(source: Source, header: NiftiHeader, path: Path) -> NDArray[Any]:
-    """All stored values, flat, in native byte order; no second copy is made."""
-    buffer = np.empty(header.num_bytes, dtype=np.uint8)
-    got = fill(source, buffer.data)
-    declared = header.offset + header.num_bytes
-    if got < header.num_bytes:
-        raise truncated(header.offset + got, declared, path)
-    require_end(source, declared, path)
-    array = buffer.view(header.dtype)
-    if not array.dtype.isnative:
-        array = array.byteswap(inplace=True).view(header.dtype.newbyteorder("="))
-    return array
 
 
 def _scale(array: NDArray[Any], slope: float, inter: float) -> NDArray[np.float32]:

@@ -12,14 +12,13 @@ from nibabel.nifti2 import Nifti2Header
 from numpy.typing import NDArray
 
 from voxdino.core.errors import GeometryError, ImageError
-from voxdino.core.geometry import Grid, format_shape, format_spacing
+from voxdino.core.geometry import Grid, format_shape, format_spacing, require_right_angles
 from voxdino.core.io.sniff import name_type
 from voxdino.core.io.streams import Source, take, truncated
 
 HEADER_SIZE = {348: Nifti1Header, 540: Nifti2Header}
 MAX_EXTENSIONS = 100
 MAX_EXTENSION_BYTES = 16 << 20
-SHEAR_TOLERANCE = 1e-4  # of the direction cosines, against the nearest rotation
 
 _TYPES: dict[int, tuple[str, int]] = {  # datatype code -> type of one component, components
     2: ("u1", 1), 4: ("i2", 1), 8: ("i4", 1), 16: ("f4", 1), 64: ("f8", 1), 128: ("u1", 3), 256: ("i1", 1),
@@ -51,11 +50,6 @@ class NiftiHeader:
     offset: int
     notes: tuple[str, ...]
     fields: Any  # the nibabel header, for writing like this one
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of the voxels."""
-        return math.prod(self.stored_shape) * self.components * self.dtype.itemsize
 
 
 def read_header(source: Source, path: Path) -> NiftiHeader:
@@ -184,7 +178,7 @@ def _grid(fields: Any, shape: tuple[int, ...], path: Path) -> tuple[Grid, tuple[
         notes.append(f"lengths converted to mm (x {factor:g})")
     try:
         grid = Grid(spatial, _in_unit(affine, factor))
-        _check_shear(grid)
+        require_right_angles(grid)
         if sform is not None and qform is not None:
             notes += _compare(grid, qform, factor)
     except GeometryError as error:
@@ -234,16 +228,6 @@ def _in_unit(affine: NDArray[np.float64], factor: float) -> NDArray[np.float64]:
     result[:3] *= factor
     result[3] = (0, 0, 0, 1)
     return result
-
-
-def _check_shear(grid: Grid) -> None:
-    """GeometryError for axes that are not at right angles."""
-    cosines = grid.affine[:3, :3] / np.array(grid.spacing)
-    left, _, right = np.linalg.svd(cosines)
-    largest = float(np.abs(cosines - left @ right).max())
-    if largest > SHEAR_TOLERANCE:
-        fact = f"the affine is sheared: its axes are not at right angles (off by {largest:.2g})."
-        raise GeometryError(fact, fix="resample the image to a grid with right angles.")
 
 
 def _compare(grid: Grid, qform: NDArray[np.float64], factor: float) -> list[str]:

@@ -8,6 +8,7 @@ from voxdino.core.errors import ImageError
 
 _COMPRESSED_BLOCK = 1 << 18
 _PLAIN_BLOCK = 1 << 20
+_GZIP = 31  # zlib's wbits for a gzip stream
 MAX_PADDING = 512  # zero bytes some writers append; more is data that the header does not know
 
 
@@ -33,15 +34,16 @@ class PlainSource:
 
 
 class GzipSource:
-    """The decompressed bytes of a gzip file, a bounded block at a time.
+    """The decompressed bytes of a gzip (or, by `wbits`, zlib) stream, a bounded block at a time.
 
     Errors: ImageError where the stream is damaged or its checksum differs.
     """
 
-    def __init__(self, file: BinaryIO, where: str | PathLike[str]) -> None:
+    def __init__(self, file: BinaryIO, where: str | PathLike[str], *, wbits: int = _GZIP) -> None:
         self._file = file
         self._where = where
-        self._inflater = zlib.decompressobj(wbits=31)
+        self._wbits = wbits
+        self._inflater = zlib.decompressobj(wbits=wbits)
         self._compressed = b""
         self.complete = False
 
@@ -73,10 +75,10 @@ class GzipSource:
         if not rest:
             self.complete = True
             return False
-        if not rest.startswith(b"\x1f\x8b"[: len(rest)]):
+        if self._wbits != _GZIP or not rest.startswith(b"\x1f\x8b"[: len(rest)]):
             fact = "is damaged: other data follows the compressed image."
             raise ImageError(fact, where=self._where, fix="copy or download it again.")
-        self._inflater = zlib.decompressobj(wbits=31)
+        self._inflater = zlib.decompressobj(wbits=_GZIP)
         self._compressed = rest
         return True
 
