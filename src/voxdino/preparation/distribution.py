@@ -1,0 +1,61 @@
+"""The distribution of voxel values: percentiles, mean and sd, exact and independent of the order of the voxels.
+
+Small integers (CT, pictures, most MR) are counted once, which is many times faster than sorting them.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Distribution:
+    """values: ascending and distinct, with `counts` of each; or, where counts is None, all of them in any order."""
+
+    values: NDArray[Any]
+    counts: NDArray[np.int64] | None
+
+    @classmethod
+    def of(cls, array: NDArray[Any]) -> Self:
+        """Of all values of a non-empty array."""
+        flat = array.reshape(-1)
+        if flat.dtype.kind not in "ui" or flat.dtype.itemsize > 2:
+            return cls(flat.astype(np.float32, copy=False), None)
+        smallest = int(flat.min())
+        counts = np.bincount(flat if smallest == 0 else flat.astype(np.int32) - smallest)
+        (present,) = np.nonzero(counts)
+        return cls((present + smallest).astype(np.float32), counts[present])
+
+    @property
+    def num_voxels(self) -> int:
+        return self.values.size if self.counts is None else int(self.counts.sum())
+
+    def percentiles(self, which: Sequence[float]) -> tuple[float, ...]:
+        """Linearly interpolated, as `np.percentile` gives them."""
+        if self.counts is None:
+            return tuple(float(value) for value in np.percentile(self.values, which))
+        edges = np.cumsum(self.counts)
+        ranks = (edges[-1] - 1) * np.asarray(which) / 100
+        low, high = (
+            self.values[np.searchsorted(edges, rounded(ranks), side="right")] for rounded in (np.floor, np.ceil)
+        )
+        return tuple(float(value) for value in low + (high - low).astype(np.float64) * (ranks - np.floor(ranks)))
+
+    def mean_and_sd(self) -> tuple[float, float]:
+        """In float64; the sd of a constant is 0."""
+        if self.counts is None:
+            return float(self.values.mean(dtype=np.float64)), float(self.values.std(dtype=np.float64))
+        values = self.values.astype(np.float64)
+        mean = float(np.average(values, weights=self.counts))
+        return mean, float(np.sqrt(np.average((values - mean) ** 2, weights=self.counts)))
+
+    def clipped(self, lower: float, upper: float) -> Self:
+        return type(self)(np.clip(self.values, lower, upper), self.counts)
+
+    def without_smallest(self) -> Self:
+        """Of the values above the smallest one; may be empty."""
+        keep = self.values > self.values.min()
+        return type(self)(self.values[keep], None if self.counts is None else self.counts[keep])

@@ -1,0 +1,111 @@
+"""The child of `memory.BackboneProbe`: loads torch and the backbone, answers in JSON lines, measures training steps.
+
+Started as `python -m voxdino.preparation.memory_child BACKBONE`; ends when its input ends.
+"""
+
+import json
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+from voxdino.core.errors import VoxdinoError
+from voxdino.preparation.workers import available_memory
+
+_STEPS = {"cpu": (1, 3), "cuda": (1, 4)}  # batch sizes measured
+_MOST_PARAMETERS = 2_000_000_000
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w", buffering=1)  # what libraries print must not mix with the answers
+    os.dup2(2, 1)
+    try:
+        free = available_memory()
+        backbone, facts = _open(sys.argv[1])
+        answers.write(json.dumps(facts) + "\n")
+        for line in sys.stdin:
+            answers.write(json.dumps(_measure(backbone, facts["device"], free, **json.loads(line))) + "\n")
+    except VoxdinoError as error:
+        answer = {"error": type(error).__name__, "fact": error.fact, "where": error.where, "fix": error.fix}
+        answers.write(json.dumps(answer) + "\n")
+
+
+def _open(source: str) -> tuple[Any, dict[str, Any]]:
+    """The backbone, trained weights where `source` has them, and what the parent wants to know of it."""
+    import torch
+
+    from voxdino.models.backbones.vit import ViT
+    from voxdino.models.registry import BACKBONES
+    from voxdino.models.weights import load_backbone
+
+    name = source.removeprefix("random:")
+    if name in BACKBONES and not Path(source).exists():
+        with torch.device("meta"):
+            backbone = ViT(BACKBONES[name])
+    else:
+        backbone = load_backbone(source)[0]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    num_parameters = sum(parameter.numel() for parameter in backbone.parameters())
+    return backbone, {"patch_size": backbone.patch_size, "num_parameters": num_parameters, "device": device}
+
+
+def _measure(
+    backbone: Any,
+    device: str,
+    free: int,
+    *,
+    input_size: tuple[int, int],
+    input_builder: str,
+    num_channels: int,
+    num_outputs: int,
+    slab: int,
+) -> dict[str, Any]:
+    """Peak bytes of a forward and backward pass at two batch sizes. LoRA: activations as in full fine-tuning."""
+    import torch
+
+    from voxdino.core.errors import ResourceError
+    from voxdino.models.registry import INPUT_BUILDERS
+    from voxdino.models.segmenter import ModelConfig, build_segmenter
+
+    if sum(parameter.numel() for parameter in backbone.parameters()) > _MOST_PARAMETERS:
+        raise ResourceError("the backbone is too large to try it here")
+    if next(backbone.parameters()).is_meta:
+        backbone = backbone.to_empty(device=device)
+        with torch.no_grad():
+            for tensor in (*backbone.parameters(), *backbone.buffers()):
+                tensor.zero_()
+    context = INPUT_BUILDERS[input_builder].context_slices
+    config = ModelConfig(
+        backbone="probe",
+        input_builder=input_builder,
+        context_slices=context,
+        num_channels=num_channels,
+        magnification=1.0,
+        num_outputs=num_outputs,
+        adaptation="lora",
+    )
+    segmenter = build_segmenter(config, backbone).to(device).train()
+    if device == "cuda":
+        free = torch.cuda.mem_get_info()[0]
+    steps = []
+    for batch in _STEPS[device]:
+        image = torch.zeros(batch, num_channels, slab + 2 * context, *input_size, device=device)
+        with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+            logits = segmenter(image).logits
+        logits.float().square().mean().backward()
+        segmenter.zero_grad()
+        peak = torch.cuda.max_memory_allocated() if device == "cuda" else _peak_memory()
+        steps.append((batch, peak))
+        del image, logits
+    return {"steps": steps, "free": free}
+
+
+def _peak_memory() -> int:
+    """The most memory this process ever had, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+if __name__ == "__main__":
+    main()

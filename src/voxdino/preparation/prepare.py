@@ -1,0 +1,379 @@
+"""Prepared cases: slices in one orientation, file values kept, compressed for crop reads; and the way back.
+
+`prepare_case` is the one road for training and for prediction. `prepare` runs it over a data set in parallel: every
+case is final once its record is written, and a run that was killed is continued by the same command.
+"""
+
+import base64
+import hashlib
+import time
+import zlib
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from voxdino.core.arrays import ARRAY_SUFFIX, write_array
+from voxdino.core.errors import DatasetError, PartialError, VoxdinoError
+from voxdino.core.labels import LabelSet
+from voxdino.core.records import Record
+from voxdino.core.resample import resize_linear, resize_nearest
+from voxdino.core.safe_files import MANIFEST_NAME, Manifest, digest_file, lock_folder, sweep_temporary
+from voxdino.core.volume import LabelMap, Volume
+from voxdino.preparation.case import Case, Dataset
+from voxdino.preparation.check import Progress
+from voxdino.preparation.dataset import read_case
+from voxdino.preparation.fingerprint import Fingerprint
+from voxdino.preparation.intensity import ChannelScaling, normalise, scale_case
+from voxdino.preparation.orientation import CaseGeometry, restore_labels, slice_geometry, to_slices
+from voxdino.preparation.plan import Plan
+from voxdino.preparation.workers import Fault, file_bytes, run_over_cases
+
+__all__ = [
+    "CaseGeometry",
+    "CaseRecord",
+    "ChannelScaling",
+    "PrepareSummary",
+    "PreparedCase",
+    "normalise",
+    "prepare",
+    "prepare_case",
+    "restore_labels",
+]
+
+PREPARED = "prepared"
+CASES = "cases"
+
+_MOST_LOCATIONS = 2000  # voxels remembered per class and case
+_SAME_SPACING = 0.01
+_FEW_LEVELS = 255  # integer images with a smaller range are not rounded when resampled
+_MOST_TOLD = 5  # bad cases told in one message
+_CHUNK_BYTES = 256 * 1024  # whole slices are added to a chunk up to this size
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedCase:
+    """One case ready for the model.
+
+    image: (C, D, H, W) values of the file, in the smallest type that holds them; all channels of the file.
+    label: (D, H, W) class indices, or None.
+    """
+
+    id: str
+    image: NDArray[Any]
+    label: NDArray[Any] | None
+    geometry: CaseGeometry
+    scaling: tuple[ChannelScaling, ...]
+
+
+class CaseRecord(Record):
+    """What `prepare` wrote about a case: cases/<id>.json.
+
+    source_digests: source file -> SHA-256.         files: file beside this one -> SHA-256.
+    num_voxels:     class index (as text) -> voxels.
+    packed_locations: see `locations`; positions in the flat label map, differences as zlib'ed uint32, base64.
+    """
+
+    id: str
+    preparation_digest: str
+    geometry: CaseGeometry
+    scaling: tuple[ChannelScaling, ...]
+    source_digests: dict[str, str]
+    files: dict[str, str]
+    num_voxels: dict[str, int]
+    packed_locations: dict[str, str]
+
+    @property
+    def locations(self) -> dict[str, NDArray[np.int64]]:
+        """Per foreground class index (as text): (n, 3) voxels (z, y, x), at most 2000, evenly drawn."""
+        return {name: _unpack(text, self.geometry.prepared_shape) for name, text in self.packed_locations.items()}
+
+
+@dataclass(frozen=True)
+class PrepareSummary:
+    """What a run of `prepare` did: cases made anew, and cases that an earlier run had finished."""
+
+    folder: Path
+    num_prepared: int
+    num_kept: int
+    elapsed_s: float
+
+
+def prepare_case(case_id: str, volume: Volume, label: LabelMap | None, plan: Plan) -> PreparedCase:
+    """Bring one case into the plan's shape: slices first, in-plane spacing of the plan, class indices.
+
+    Errors: PlanError for a picture under a plan for volumes (or the reverse), ImageError for missing channels,
+    LabelError for undeclared labels.
+    """
+    try:
+        geometry = slice_geometry(volume.grid, plan.slice_axis)
+        array = smallest_lossless(volume.array)
+        scaling = scale_case(array, plan.channels)
+    except VoxdinoError as error:
+        error.where = error.where or (case_id if volume.source is None else str(volume.source))
+        raise
+    image = to_slices(array, geometry)  # (C, D, H, W)
+    indices = None
+    if label is not None:
+        indices = to_slices(plan.labels.to_indices(label.array, where=label.source or case_id), geometry)
+    size = _planned_size(geometry, plan)
+    if size != geometry.prepared_shape[1:]:
+        image = _resample_image(image, size)
+        indices = None if indices is None else resize_nearest(indices, size, (1, 2))
+        depth, rows, columns = geometry.prepared_shape
+        spacing = geometry.prepared_spacing
+        geometry = geometry.model_copy(
+            update={
+                "prepared_shape": (depth, *size),
+                "prepared_spacing": (spacing[0], spacing[1] * rows / size[0], spacing[2] * columns / size[1]),
+            }
+        )
+    return PreparedCase(
+        case_id,
+        np.ascontiguousarray(image),
+        None if indices is None else np.ascontiguousarray(indices),
+        geometry,
+        scaling,
+    )
+
+
+def _planned_size(geometry: CaseGeometry, plan: Plan) -> tuple[int, int]:
+    """(rows, columns) at the plan's in-plane spacing; the native ones where that is the same."""
+    _, rows, columns = geometry.prepared_shape
+    if plan.in_plane_spacing is None:
+        return rows, columns
+    ratios = [own / new for own, new in zip(geometry.prepared_spacing[1:], plan.in_plane_spacing, strict=True)]
+    if all(abs(ratio - 1) <= _SAME_SPACING for ratio in ratios):
+        return rows, columns
+    return max(1, round(rows * ratios[0])), max(1, round(columns * ratios[1]))
+
+
+def _resample_image(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
+    """(C, D, H, W) in-plane to `size`; whole numbers stay whole where that costs less than 1/500 of their range."""
+    resized = resize_linear(image, size, (2, 3))
+    if image.dtype.kind in "ui" and int(image.max()) - int(image.min()) >= _FEW_LEVELS:
+        return np.rint(resized).astype(image.dtype)
+    return resized
+
+
+def smallest_lossless(array: NDArray[Any]) -> NDArray[Any]:
+    """The same values in the smallest of uint8, int16, uint16, float32. float64 is rounded to float32."""
+    if array.dtype.kind == "b":
+        return array.astype(np.uint8)
+    if array.dtype.kind == "f":
+        array = array.astype(np.float32, copy=False)
+        if not (array == np.rint(array)).all():
+            return array
+    lowest, highest = array.min(), array.max()
+    for dtype in (np.uint8, np.int16, np.uint16):
+        limits = np.iinfo(dtype)
+        if limits.min <= lowest and highest <= limits.max:
+            return array.astype(dtype, copy=False)
+    return array.astype(np.float32, copy=False)
+
+
+def prepare(
+    dataset: Dataset,
+    plan: Plan,
+    workdir: Path,
+    *,
+    num_workers: int | None = None,
+    strict: bool = False,
+    on_progress: Progress | None = None,
+) -> PrepareSummary:
+    """Write workdir/prepared: cases/<id>.image.b2nd, <id>.label.b2nd and <id>.json; manifest.json when all is done.
+
+    A case is kept when its record, its files, its sources and the plan agree; everything else is made again. The
+    result is the same whatever the number of workers. A bad case is set aside, the others go on.
+
+    strict: the first bad case ends the run with its own error.
+    Errors: PartialError at the end naming the bad cases (the others are complete and usable); DatasetError when every
+    case is bad; ResourceError (disk, memory, another run in the folder).
+    """
+    start = time.monotonic()
+    folder = Path(workdir) / PREPARED
+    known = _surveyed_digests(Path(workdir), plan)
+    plan = plan.model_copy(update={"reasons": {}})
+    items = [
+        _Item(case, {dataset.name_of(path): path for path in case.files}, known.get(case.id), plan, folder / CASES)
+        for case in dataset.cases
+    ]
+    names = [case.id for case in dataset.cases]
+    sizes = [file_bytes(case.files) for case in dataset.cases]
+    done: dict[int, _Written] = {}
+    faults: dict[int, Fault] = {}
+    with ExitStack() as stack:
+
+        def begin() -> None:
+            stack.enter_context(lock_folder(folder))
+            (folder / MANIFEST_NAME).unlink(missing_ok=True)  # it says "complete"
+            sweep_temporary(folder)
+            sweep_temporary(folder / CASES)
+
+        for outcome in run_over_cases(
+            _prepare_one, items, names, num_workers=num_workers, sizes=sizes, on_started=begin
+        ):
+            if outcome.value is not None:
+                done[outcome.index] = outcome.value
+            elif outcome.fault is not None and strict:
+                raise outcome.fault.error
+            elif outcome.fault is not None:
+                faults[outcome.index] = outcome.fault
+            if on_progress is not None:
+                on_progress(len(done) + len(faults), len(items), names[outcome.index])
+        files = {name: entry for _, written in sorted(done.items()) for name, entry in written.files.items()}
+        _remove_strangers(folder / CASES, files)
+        if done:
+            Manifest(files).write(folder)
+    failed = [str(fault.error) for _, fault in sorted(faults.items())]
+    if not done:
+        fact = f"none of the {len(items)} cases could be prepared. First: {failed[0] if failed else 'no case.'}"
+        raise DatasetError(fact, where=dataset.root, fix="see voxdino check for all of them.")
+    if failed:
+        more = f" and {len(failed) - _MOST_TOLD} more" if len(failed) > _MOST_TOLD else ""
+        raise PartialError(
+            f"{len(failed)} of {len(items)} cases were set aside: {' | '.join(failed[:_MOST_TOLD])}{more}",
+            where=dataset.root,
+            fix="correct them and run again; the others are prepared.",
+        )
+    num_kept = sum(written.is_kept for written in done.values())
+    return PrepareSummary(folder, len(done) - num_kept, num_kept, time.monotonic() - start)
+
+
+@dataclass(frozen=True)
+class _Item:
+    case: Case
+    sources: dict[str, Path]
+    surveyed: dict[str, str] | None  # digests of the sources when the facts were taken
+    plan: Plan
+    folder: Path
+
+
+@dataclass(frozen=True)
+class _Written:
+    """files: as a manifest lists them."""
+
+    files: dict[str, tuple[str, int]]
+    is_kept: bool
+
+
+def _prepare_one(item: _Item) -> _Written:
+    case, folder = item.case, item.folder
+    record_path = folder / f"{case.id}.json"
+    sources = {name: _source_digest(path) for name, path in item.sources.items()}
+    if item.surveyed is not None and sources != item.surveyed:
+        changed = next((name for name in sources if sources[name] != item.surveyed.get(name)), case.id)
+        fix = "run voxdino prepare again: it checks and plans anew."
+        raise DatasetError("changed since the data set was checked.", where=item.sources.get(changed), fix=fix)
+    digest = item.plan.preparation_digest()
+    if (record := _valid_record(record_path, digest, sources)) is not None:
+        return _Written(_listed(folder, record_path, record), is_kept=True)
+    volume, label = read_case(case, item.plan.read_options, None)
+    prepared = prepare_case(case.id, volume, label, item.plan)
+    record_path.unlink(missing_ok=True)  # a record stands for whole files
+    arrays = {f"{case.id}.image{ARRAY_SUFFIX}": prepared.image}
+    if prepared.label is not None:
+        arrays[f"{case.id}.label{ARRAY_SUFFIX}"] = prepared.label
+    for name, array in arrays.items():
+        write_array(folder / name, array, chunk=_chunk(array, item.plan))
+    record = CaseRecord(
+        id=case.id,
+        preparation_digest=digest,
+        geometry=prepared.geometry,
+        scaling=prepared.scaling,
+        source_digests=sources,
+        files={name: digest_file(folder / name) for name in arrays},
+        num_voxels={} if prepared.label is None else _count_voxels(prepared.label),
+        packed_locations={} if prepared.label is None else _pack_locations(case.id, prepared.label, item.plan.labels),
+    )
+    record.write(record_path)
+    return _Written(_listed(folder, record_path, record), is_kept=False)
+
+
+def _source_digest(path: Path) -> str:
+    try:
+        return digest_file(path)
+    except OSError as error:
+        fact = f"cannot be read ({error.strerror})."
+        raise DatasetError(fact, where=path, fix="restore the file, or remove the case.") from error
+
+
+def _valid_record(path: Path, preparation_digest: str, sources: dict[str, str]) -> CaseRecord | None:
+    """The record of a case that need not be prepared again, if that is so: nothing missing, changed or half written."""
+    if not path.exists():
+        return None
+    try:
+        record = CaseRecord.read(path)
+        is_valid = (
+            record.preparation_digest == preparation_digest
+            and record.source_digests == sources
+            and all(digest_file(path.with_name(name)) == digest for name, digest in record.files.items())
+        )
+    except (VoxdinoError, OSError):
+        return None
+    return record if is_valid else None
+
+
+def _listed(folder: Path, record_path: Path, record: CaseRecord) -> dict[str, tuple[str, int]]:
+    digests = {**record.files, record_path.name: digest_file(record_path)}
+    return {f"{CASES}/{name}": (digest, (folder / name).stat().st_size) for name, digest in digests.items()}
+
+
+def _chunk(array: NDArray[Any], plan: Plan) -> tuple[int, ...]:
+    """What a crop reads at once: all channels, the crop's rows and columns, slices while the chunk stays small."""
+    rows, columns = (min(size, crop) for size, crop in zip(array.shape[-2:], plan.crop, strict=True))
+    channels = array.shape[:-3]
+    slice_bytes = int(np.prod(channels, initial=1)) * rows * columns * array.dtype.itemsize
+    depth = min(array.shape[-3], max(plan.slab + 2 * plan.context_slices, _CHUNK_BYTES // slice_bytes))
+    return (*channels, depth, rows, columns)
+
+
+def _count_voxels(label: NDArray[Any]) -> dict[str, int]:
+    counts = np.bincount(label.reshape(-1))
+    return {str(index): int(counts[index]) for index in np.flatnonzero(counts)}
+
+
+def _pack_locations(case_id: str, label: NDArray[Any], labels: LabelSet) -> dict[str, str]:
+    """Per foreground class, up to 2000 of its voxels: one drawn from each of 2000 equal parts, in array order."""
+    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(case_id.encode()).digest()[:8], "little"))
+    flat = label.reshape(-1)
+    places = np.flatnonzero(flat)
+    order = np.argsort(flat[places], kind="stable")
+    places = places[order]
+    classes, starts, counts = np.unique(flat[places], return_index=True, return_counts=True)
+    packed = {}
+    for index, start, count in zip(classes.tolist(), starts.tolist(), counts.tolist(), strict=True):
+        if index == labels.ignore_index:
+            continue
+        num_drawn = min(count, _MOST_LOCATIONS)
+        chosen = ((np.arange(num_drawn) + rng.random(num_drawn)) * (count / num_drawn)).astype(np.int64)
+        drawn = places[start + np.minimum(chosen, count - 1)]
+        steps = np.diff(drawn, prepend=0).astype("<u4")
+        packed[str(index)] = base64.b64encode(zlib.compress(steps.tobytes(), 6)).decode("ascii")
+    return packed
+
+
+def _unpack(text: str, shape: tuple[int, int, int]) -> NDArray[np.int64]:
+    steps = np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype="<u4")
+    return np.stack(np.unravel_index(np.cumsum(steps, dtype=np.int64), shape), axis=1)
+
+
+def _surveyed_digests(workdir: Path, plan: Plan) -> dict[str, dict[str, str]]:
+    """Per case, the digests its sources had when the plan's facts were taken; none where those facts are not here."""
+    path = workdir / "fingerprint.json"
+    if not path.exists():
+        return {}
+    fingerprint = Fingerprint.read(path)
+    if fingerprint.digest() != plan.fingerprint_digest:
+        return {}
+    return {case.id: case.sources for case in fingerprint.cases}
+
+
+def _remove_strangers(folder: Path, files: dict[str, tuple[str, int]]) -> None:
+    """Files of cases that no longer belong to the data set: whoever reads the folder must not meet them."""
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if f"{CASES}/{path.name}" not in files and path.name.endswith((ARRAY_SUFFIX, ".json")):
+            path.unlink(missing_ok=True)
