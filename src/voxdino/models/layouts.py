@@ -303,8 +303,15 @@ def _size(tensors: Tensors, key: str, axis: int, where: str | PathLike[str] | No
 
 
 def _check_complete(tensors: Tensors, config: ViTConfig, where: str | PathLike[str] | None) -> None:
-    with torch.device("meta"):
-        expected = {key: value.shape for key, value in ViT(config).state_dict().items()}
+    fix = "get the complete file of one backbone; nothing is loaded in part."
+    what = f"a {config.family} ViT of {config.embed_dim} channels and {config.depth} blocks"
+    if config.depth > len(tensors):  # before a hostile configuration makes us build it
+        raise WeightsError(f"does not fit {what}: it holds {len(tensors)} tensors", where=where, fix=fix)
+    try:
+        with torch.device("meta"):
+            expected = {key: value.shape for key, value in ViT(config).state_dict().items()}
+    except (RuntimeError, OverflowError, TypeError) as error:
+        raise WeightsError(f"{what} cannot be built ({error})", where=where, fix=fix) from error
     missing = [key for key in expected if key not in tensors]
     unexpected = [key for key in tensors if key not in expected]
     misshaped = [
@@ -313,17 +320,12 @@ def _check_complete(tensors: Tensors, config: ViTConfig, where: str | PathLike[s
         if key in tensors and tensors[key].shape != shape
     ]
     problems = [
-        f"{len(keys)} tensors {what}: {_name_some(keys)}"
-        for keys, what in ((missing, "missing"), (unexpected, "unexpected"), (misshaped, "of another shape"))
+        f"{len(keys)} tensors {how}: {_name_some(keys)}"
+        for keys, how in ((missing, "missing"), (unexpected, "unexpected"), (misshaped, "of another shape"))
         if keys
     ]
     if problems:
-        raise WeightsError(
-            f"does not fit a {config.family} ViT of {config.embed_dim} channels and {config.depth} blocks: "
-            + "; ".join(problems),
-            where=where,
-            fix="get the complete file of one backbone; nothing is loaded in part.",
-        )
+        raise WeightsError(f"does not fit {what}: {'; '.join(problems)}", where=where, fix=fix)
 
 
 def _as_float32(tensors: Tensors, where: str | PathLike[str] | None) -> tuple[Tensors, list[str]]:

@@ -30,7 +30,7 @@ class LoraAdapter(nn.Module):
 
 
 def add_lora(
-    vit: ViT, *, rank: int = 16, alpha: float = 16, dropout: float = 0.1, targets: Collection[str] = LORA_TARGETS
+    vit: ViT, *, rank: int = 16, alpha: float = 16.0, dropout: float = 0.1, targets: Collection[str] = LORA_TARGETS
 ) -> int:
     """Freeze the backbone and put an adapter on every target layer of every block; returns their number.
 
@@ -50,7 +50,7 @@ def add_lora(
     ]
     for layer in layers:
         adapter = LoraAdapter(layer.in_features, layer.out_features, rank=rank, alpha=alpha, dropout=dropout)
-        layer.adapter = adapter.to(layer.weight.device)
+        layer.adapter = adapter.to(layer.weight.device).train(layer.training)
     return len(layers)
 
 

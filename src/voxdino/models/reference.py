@@ -132,10 +132,7 @@ def _build_vit(
     hub_config: Mapping[str, Any] | None = None,
 ) -> ViT:
     state = convert(_weights(tensors), settings=settings, hub_config=hub_config)
-    with torch.device("meta"):
-        vit = ViT(state.config)
-    vit.load_complete(state.tensors)
-    return vit.eval()
+    return ViT.from_state(state.config, state.tensors)
 
 
 def _all_tokens(vit: ViT, images: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 The only module that calls torch.load, and only with weights_only=True; a refusal is final.
 """
 
+import json
 import re
 import shutil
 import zipfile
@@ -93,18 +94,12 @@ def load_backbone(
     if text.startswith(_RANDOM):
         return _random_backbone(text, settings or {})
     folder = weights_folder or default_weights_folder()
-    named = folder / f"{text}.json"
-    if _is_name(text) and named.is_file():
-        path = named.with_suffix(".safetensors") if "." not in text else folder / f"{text}.safetensors"
-    else:
-        path = Path(text)
-        if not path.exists() and _is_name(text):
-            raise _unknown_name(text, folder)
+    is_imported = _is_name(text) and _card_path(folder, text).is_file()
+    path = folder / f"{text}.safetensors" if is_imported else Path(text)
+    if not is_imported and _is_name(text) and not path.exists():
+        raise _unknown_name(text, folder)
     state, card = _read_backbone(path, settings)
-    with torch.device("meta"):
-        vit = ViT(state.config)
-    vit.load_complete(state.tensors)
-    return vit.eval(), card
+    return ViT.from_state(state.config, state.tensors), card
 
 
 def inspect_weights(path: str | PathLike[str], *, settings: Mapping[str, str] | None = None) -> WeightsCard:
@@ -132,8 +127,8 @@ def import_weights(
         raise UsageError(f"{name!r} is no name for weights", fix="use letters, digits, '.', '_' and '-'.")
     target = weights_folder / f"{name}.safetensors"
     with lock_folder(weights_folder):
-        if target.with_name(f"{name}.json").is_file() and target.is_file():
-            card = WeightsCard.read(target.with_name(f"{name}.json"))
+        if _card_path(weights_folder, name).is_file() and target.is_file():
+            card = WeightsCard.read(_card_path(weights_folder, name))
             if card.source_digest == found.source_digest:
                 return card
             raise UsageError(
@@ -149,7 +144,7 @@ def import_weights(
         with write_atomic(target) as temporary:
             save_file(state.tensors, temporary, metadata={"format": "pt", _CARD_KEY: embedded.model_dump_json()})
         card = card.model_copy(update={"file_digest": digest_file(target)})
-        card.write(target.with_name(f"{name}.json"))
+        card.write(_card_path(weights_folder, name))
     return card
 
 
@@ -162,6 +157,8 @@ def pull_weights(
 ) -> WeightsCard:
     """Fetch a known backbone, or any hub repository "owner/name", and import it. The only function that connects.
 
+    What is imported already is not fetched again.
+
     download: replaces the hub's client (repository, file, folder) -> path; for mirrors and tests.
     Errors: UsageError for unknown names; ResourceError when it cannot be fetched, saying how to do it by hand.
     """
@@ -171,6 +168,8 @@ def pull_weights(
         fact = f"no backbone {name!r} to fetch.{nearest(name, hub.HUB_COPIES)}"
         raise UsageError(fact, fix=f"known: {known}; or a repository as owner/name.")
     short = name if name in hub.HUB_COPIES else copy.repository.partition("/")[2]
+    if _card_path(weights_folder, short).is_file() and (weights_folder / f"{short}.safetensors").is_file():
+        return WeightsCard.read(_card_path(weights_folder, short))
     folder = weights_folder / ".download" / copy.repository.replace("/", "--")
     path = hub.fetch(copy, folder, download)
     card = import_weights(path, weights_folder, short, licence=licence, source=copy.repository)
@@ -187,7 +186,7 @@ def list_weights(weights_folder: Path | None = None) -> tuple[WeightsCard, ...]:
 
 def licence_notice_once(card: WeightsCard, weights_folder: Path) -> str | None:
     """What to print about the licence the first time these weights are used; None afterwards."""
-    path = weights_folder / f"{card.name}.json"
+    path = _card_path(weights_folder, card.name)
     if card.licence_shown or not path.is_file():
         return None
     card.model_copy(update={"licence_shown": True}).write(path)
@@ -224,7 +223,7 @@ def _read_backbone(path: Path, settings: Mapping[str, str] | None) -> tuple[Back
     if path.is_dir():
         found = [path / name for name in ("model.safetensors", "model.pth") if (path / name).is_file()]
         if not found:
-            fix = "give a weights file, or a folder with config.json and model.safetensors."
+            fix = "give one weights file, or a folder with config.json and model.safetensors in one part."
             raise WeightsError("a folder without model.safetensors", where=path, fix=fix)
         path = found[0]
     if path.stem in _GENERIC_STEMS and path.with_name("config.json").is_file():
@@ -258,7 +257,10 @@ def _own_card(path: Path, metadata: Mapping[str, str], digest: str) -> WeightsCa
         return None
     beside = path.with_name(f"{path.stem}.json")
     if not beside.is_file():
-        return WeightsCard.model_validate_json(metadata[_CARD_KEY])
+        try:
+            return WeightsCard.from_json(json.loads(metadata[_CARD_KEY]), where=path)
+        except (ValueError, RecursionError) as error:
+            raise WeightsError(f"has an unreadable card inside ({error})", where=path, fix=_AGAIN) from error
     card = WeightsCard.read(beside)
     if card.file_digest != digest:
         raise WeightsError(
@@ -362,6 +364,10 @@ def _only_tensors(content: Any, path: Path, size: int) -> dict[str, Tensor]:
 def _count(tensors: Mapping[str, Tensor]) -> int:
     """Numbers in the learned tensors (masks and rotary periods are none)."""
     return sum(v.numel() for k, v in tensors.items() if not k.endswith((".bias_mask", "rope_embed.periods")))
+
+
+def _card_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.json"
 
 
 def _is_name(text: str) -> bool:

@@ -5,14 +5,14 @@ code (tests/parity). Parameter names are those of the official files.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
-from pydantic import model_validator
+from pydantic import NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -35,21 +35,21 @@ class ViTConfig(Record):
     """
 
     family: Literal["dinov3", "dinov2"] = "dinov3"
-    embed_dim: int
-    depth: int
-    num_heads: int
-    patch_size: int
+    embed_dim: PositiveInt
+    depth: PositiveInt
+    num_heads: PositiveInt
+    patch_size: PositiveInt
     ffn: FfnKind = "mlp"
-    ffn_hidden: int
+    ffn_hidden: PositiveInt
     qkv_bias: bool = True
     mask_k_bias: bool = True
-    num_registers: int = 4
+    num_registers: NonNegativeInt = 4
     local_cls_norm: bool = False
-    norm_eps: float = 1e-5
+    norm_eps: PositiveFloat = 1e-5
     layer_scale_init: float = 1e-5
-    rope_base: float = 100.0
+    rope_base: PositiveFloat = 100.0
     rope_dtype: RopeDtype = "float32"
-    position_grid: tuple[int, int] | None = None
+    position_grid: tuple[PositiveInt, PositiveInt] | None = None
 
     @model_validator(mode="after")
     def _fits(self) -> "ViTConfig":
@@ -236,6 +236,10 @@ class ViT(nn.Module):
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
-    def load_complete(self, state: dict[str, Any]) -> None:
-        """Take a state that is known to be complete (voxdino.models.layouts checks) without copying it."""
-        self.load_state_dict(state, strict=True, assign=True)
+    @classmethod
+    def from_state(cls, config: ViTConfig, state: Mapping[str, Tensor]) -> "ViT":
+        """A backbone in eval mode that holds the tensors of a complete state (see voxdino.models.layouts), uncopied."""
+        with torch.device("meta"):
+            vit = cls(config)
+        vit.load_state_dict(state, strict=True, assign=True)
+        return vit.eval()

@@ -56,8 +56,8 @@ class TpaSadDecoder(Decoder):
     width:          channels of all levels (the authors: 256; 128 is their constructor's default, 512 for hard sets).
     pyramid:        how the levels are made: the present form (enlarge by `pyramid_scales`, convolve), or the authors'
                     first release (transposed convolutions x4 and x2, identity, stride 2), there with width = embed_dim.
-    pyramid_scales: enlargement of the token grid per level; published: 8, 4, 2, 1. Ours to choose: with a strongly
-                    magnified input (4, 4, 2, 1) costs a quarter at the finest level, which still outresolves a voxel.
+    pyramid_scales: enlargement of the token grid per level; published: 8, 4, 2, 1. Others are ours: where the input is
+                    magnified four times, (4, 4, 2, 1) still ends finer than a voxel and takes a quarter of the time.
     """
 
     num_taps = 4

@@ -1,0 +1,147 @@
+"""Every decoder obeys the contract of its base; TPA/SAD is what the dossier says."""
+
+import pytest
+import torch
+
+from voxdino.core.errors import ConfigError
+from voxdino.models.decoders.tpa_sad import TpaSadDecoder, from_segdino_v2
+from voxdino.models.features import Features
+from voxdino.models.registry import DECODERS
+
+GRIDS = {2: (3, 5), 3: (2, 3, 5)}
+
+
+def random_features(grid, *, batch=2, dim=8, patch=16):
+    maps = tuple(torch.randn(batch, dim, *grid) for _ in range(4))
+    return Features(maps, torch.randn(batch, dim), (patch,) * len(grid))
+
+
+def cases():
+    """A decoder runs on the grids it declares; one of 2-D only gets the slices of a volume as its batch."""
+    return [(name, dims) for name, kind in DECODERS.items() for dims in kind.num_dims]
+
+
+@pytest.mark.parametrize("name, dims", cases())
+def test_every_decoder_returns_voxel_logits_and_trains_all_its_weights(name, dims):
+    decoder = DECODERS[name](embed_dim=8, num_outputs=3)
+    grid = GRIDS[dims]
+    logits = decoder(random_features(grid))
+    assert logits.shape == (2, 3, *(g * 16 for g in grid))
+    assert logits.dtype == torch.float32
+    logits.square().sum().backward()
+    assert all(p.grad is not None for p in decoder.parameters())
+
+
+@pytest.mark.parametrize("name, dims", cases())
+def test_every_decoder_gives_logits_at_any_size(name, dims):
+    decoder = DECODERS[name](embed_dim=8, num_outputs=3)
+    size = (7, 33, 21)[-dims:]
+    assert decoder(random_features(GRIDS[dims]), size).shape == (2, 3, *size)
+
+
+@pytest.mark.parametrize("name, dims", cases())
+def test_every_decoder_treats_images_of_a_batch_alone(name, dims):
+    torch.manual_seed(1)
+    decoder = DECODERS[name](embed_dim=8, num_outputs=3).eval()
+    features = random_features(GRIDS[dims])
+    alone = Features(tuple(m[1:] for m in features.maps), features.cls_token[1:], features.patch_size)
+    torch.testing.assert_close(decoder(features)[1:], decoder(alone), rtol=1e-4, atol=1e-5)
+
+
+def test_every_decoder_declares_its_dimensions_and_taps():
+    assert all(set(kind.num_dims) <= {2, 3} and 2 in kind.num_dims for kind in DECODERS.values())
+    assert 3 in DECODERS["linear"].num_dims
+    assert {name: kind.num_taps for name, kind in DECODERS.items()} == {"linear": 1, "tpa_sad": 4}
+
+
+def test_the_linear_decoder_reads_one_token_per_logit():
+    decoder = DECODERS["linear"](embed_dim=8, num_outputs=2)
+    features = random_features((3, 5))
+    token = features.maps[-1][1, :, 2, 4]
+    native = decoder.native_logits(features)
+    torch.testing.assert_close(native[1, :, 2, 4], decoder.to_logits(token))
+
+
+def count(**settings):
+    return sum(p.numel() for p in TpaSadDecoder(num_outputs=settings.pop("num_outputs", 1), **settings).parameters())
+
+
+@pytest.mark.parametrize(
+    "embed_dim, width, expected",
+    [
+        (384, 256, 3_299_593),
+        (384, 128, 928_905),
+        (768, 256, 3_692_809),
+        (768, 128, 1_125_513),
+        (1024, 256, 3_954_953),
+        (1024, 128, 1_256_585),
+    ],
+)
+def test_tpa_sad_has_the_published_number_of_weights(embed_dim, width, expected):
+    assert count(embed_dim=embed_dim, decoder_width=width) == expected
+
+
+def test_tpa_sad_has_the_number_of_weights_a_third_party_reports():
+    assert count(embed_dim=384, decoder_width=256, num_outputs=4) == 3_300_364
+
+
+def test_the_first_release_has_about_its_published_number_of_weights():
+    assert count(embed_dim=384, decoder_width=384, pyramid="first_release") == pytest.approx(6.08e6, rel=1e-3)
+
+
+@pytest.mark.parametrize("grid", [(4, 6), (3, 5)])
+def test_the_first_release_decodes_even_and_odd_grids(grid):
+    decoder = TpaSadDecoder(embed_dim=8, num_outputs=3, decoder_width=8, pyramid="first_release")
+    features = random_features(grid)
+    assert decoder.native_logits(features).shape == (2, 3, 4 * grid[0], 4 * grid[1])
+    decoder(features).sum().backward()
+
+
+def test_gated_blocks_start_as_the_identity():
+    decoder = TpaSadDecoder(embed_dim=8, num_outputs=3, decoder_width=16)
+    x = torch.randn(2, 16, 5, 7)
+    assert all(torch.equal(block(x), x) for block in (*decoder.intra, *decoder.inter))
+
+
+@pytest.mark.parametrize("scales, finest", [((8, 4, 2, 1), 8), ((4, 4, 2, 1), 4), ((2, 2, 1, 1), 2)])
+def test_pyramid_scales_set_the_native_grid(scales, finest):
+    decoder = TpaSadDecoder(embed_dim=8, num_outputs=3, decoder_width=8, pyramid_scales=scales)
+    assert decoder.native_logits(random_features((3, 5))).shape[2:] == (3 * finest, 5 * finest)
+
+
+@pytest.mark.parametrize("scales", [(8, 4, 2), (1, 2, 4, 8), (8, 4, 2, 0)])
+def test_pyramids_that_rise_or_have_other_lengths_are_refused(scales):
+    with pytest.raises(ConfigError, match="no four falling enlargements"):
+        TpaSadDecoder(embed_dim=8, num_outputs=3, pyramid_scales=scales)
+
+
+def test_scales_of_the_first_release_cannot_be_chosen():
+    with pytest.raises(ConfigError, match="scales of its own"):
+        TpaSadDecoder(embed_dim=8, num_outputs=3, pyramid="first_release", pyramid_scales=(4, 4, 2, 1))
+
+
+def test_channels_last_changes_nothing_but_the_memory_order():
+    torch.manual_seed(2)
+    decoder = TpaSadDecoder(embed_dim=8, num_outputs=3, decoder_width=16)
+    features = random_features((3, 5))
+    expected = decoder(features)
+    last = Features(
+        tuple(m.contiguous(memory_format=torch.channels_last) for m in features.maps),
+        features.cls_token,
+        features.patch_size,
+    )
+    decoder.to(memory_format=torch.channels_last)
+    torch.testing.assert_close(decoder(last), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_authors_names_cover_every_weight_once():
+    decoder = TpaSadDecoder(embed_dim=24, num_outputs=1, decoder_width=16)
+    names = [f"decoder.token_projections.{i}.weight" for i in range(4)] + [
+        "decoder.out_conv.weight",
+        "decoder.out_conv.bias",
+    ]
+    names += [f"decoder.tpa_branch_{i}.conv.weight" for i in range(1, 5)]
+    parts = ("gamma", "depthwise.weight", "pointwise.weight", "norm.weight", "norm.bias")
+    names += [f"decoder.sad_{kind}_{i}.{part}" for kind in ("intra", "inter") for i in range(1, 5) for part in parts]
+    renamed = from_segdino_v2(dict.fromkeys(names, torch.zeros(1)))
+    assert set(renamed) == set(decoder.state_dict())
