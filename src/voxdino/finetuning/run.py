@@ -163,7 +163,7 @@ def _examples(
 
     return CachedExamples(
         setting,
-        weights_digest=card.digest,
+        weights_digest=card.file_digest,
         features_folder=features_folder,
         run_folder=run_folder,
         stop=stop,
@@ -255,7 +255,7 @@ def _identity(workdir: Path, config: FinetuneConfig, plan: Plan, split: Split, c
     return flatten(
         {
             **settings,
-            "backbone": card.digest,
+            "backbone": card.file_digest,
             "plan": plan.digest(),
             "split": split.digest(),
             "prepared": digest_file(workdir / "prepared" / "manifest.json"),
@@ -280,7 +280,7 @@ def _record(
         "config": {**config.to_json(), "backbone": Path(config.backbone).name},
         "fold": fold,
         "split": split.to_json(),
-        "backbone": {"name": card.name, "licence": card.licence, "digest": card.digest},
+        "backbone": {"name": card.name, "licence": card.licence, "digest": card.file_digest},
         "num_parameters": {
             "trained": sum(parameter.numel() for parameter in parameters.values()),
             "all": sum(parameter.numel() for parameter in segmenter.parameters()),
