@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,7 +41,7 @@ class LabelSet(Record):
     region_ids: tuple[int, ...] = ()
 
     @model_validator(mode="after")
-    def _is_consistent(self) -> Self:
+    def _is_consistent(self) -> "LabelSet":
         if len(self.names) != len(self.ids):
             raise ValueError(f"{len(self.names)} names for {len(self.ids)} ids")
         if len(self.ids) < 2:
@@ -71,7 +71,7 @@ class LabelSet(Record):
         regions_class_order: Sequence[int] | None = None,
         *,
         where: str | PathLike[str] | None = None,
-    ) -> Self:
+    ) -> "LabelSet":
         """The label set of an nnU-Net dataset.json: name -> id, or name -> list of ids for regions.
 
         Errors: DatasetError for ids that are no whole numbers, no background, doubles, regions without an order.

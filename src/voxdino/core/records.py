@@ -4,12 +4,14 @@ import json
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from os import PathLike
-from typing import Any, Self, get_args
+from typing import Any, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from voxdino.core.errors import ConfigError, UsageError
 from voxdino.core.safe_files import digest_json, read_json, write_json
+
+R = TypeVar("R", bound="Record")  # not typing.Self: the checks of the tests see methods without their class
 
 _MAX_PROBLEMS = 5  # problems named in one message
 
@@ -26,12 +28,12 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @classmethod
-    def read(cls, path: str | PathLike[str]) -> Self:
+    def read(cls: type[R], path: str | PathLike[str]) -> R:
         """The record in a file. Errors: ConfigError naming file, key and what was found."""
         return cls.from_json(read_json(path), where=path)
 
     @classmethod
-    def from_json(cls, value: Any, *, where: str | PathLike[str] | None = None) -> Self:
+    def from_json(cls: type[R], value: Any, *, where: str | PathLike[str] | None = None) -> R:
         """The record of a parsed JSON value, types strictly checked. Errors: ConfigError."""
         try:
             return cls.model_validate_json(json.dumps(value), strict=True)
@@ -50,7 +52,7 @@ class Record(BaseModel):
         """SHA-256 of the content; two records with equal fields have equal digests."""
         return digest_json(self.to_json())
 
-    def with_settings(self, settings: Mapping[str, str]) -> Self:
+    def with_settings(self: R, settings: Mapping[str, str]) -> R:
         """A copy with `{"decoder.width": "128"}` applied: values are JSON where they parse as JSON, else text.
 
         Errors: UsageError for an unknown key (with the nearest known one) or a value of the wrong type.

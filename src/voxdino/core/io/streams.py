@@ -2,7 +2,7 @@
 
 import zlib
 from os import PathLike
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, runtime_checkable
 
 from voxdino.core.errors import ImageError
 
@@ -12,6 +12,7 @@ _GZIP = 31  # zlib's wbits for a gzip stream
 MAX_PADDING = 512  # zero bytes some writers append; more is data that the header does not know
 
 
+@runtime_checkable
 class Source(Protocol):
     """Bytes in order. `complete` is False when the file ended before its own end mark."""
 
