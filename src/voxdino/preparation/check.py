@@ -30,7 +30,7 @@ from voxdino.preparation.workers import Fault, file_bytes, run_over_cases
 
 __all__ = ["CheckReport", "Finding", "Progress", "survey"]
 
-Progress = Callable[[int, int, str], None]  # (cases done, cases in all, id of the case just done)
+Progress = Callable[[int, int], None]  # (cases done, cases in all)
 
 _LOSSY_SUFFIXES = (".jpg", ".jpeg")
 _MOST_FOUND_IDS = 64  # more label values than that were not drawn by hand
@@ -95,7 +95,7 @@ def survey(
         elif outcome.fault is not None:
             faults[outcome.index] = outcome.fault
         if on_progress is not None:
-            on_progress(len(surveyed) + len(faults), len(items), names[outcome.index])
+            on_progress(len(surveyed) + len(faults), len(items))
     findings += [_fault_finding(dataset, fault.error) for _, fault in sorted(faults.items())]
     results = [result for _, result in sorted(surveyed.items())]
     for result in results:

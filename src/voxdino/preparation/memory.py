@@ -63,8 +63,12 @@ class BackboneProbe:
     def choose_batch(
         self, input_size: tuple[int, int], input_builder: str, num_channels: int, num_outputs: int, slab: int
     ) -> tuple[int, str]:
-        """The batch size that fits, and the numbers it follows from: a straight line through two measured steps."""
+        """The batch size that fits, and the numbers it follows from: a straight line through two measured steps.
+
+        One step suffices where the largest batch would fit even if a sample took all the memory of that step.
+        """
         facts = self.describe()
+        most = _MOST_SAMPLES[facts.device]
         try:
             measured = self._ask(
                 input_size=input_size,
@@ -72,17 +76,16 @@ class BackboneProbe:
                 num_channels=num_channels,
                 num_outputs=num_outputs,
                 slab=slab,
+                most=most,
+                usable=_USABLE,
             )
         except ResourceError as error:
             return 1, f"the measured training step failed ({error.fact}): one sample at a time."
-        (small, small_bytes), (large, large_bytes) = measured["steps"]
-        per_sample = max((large_bytes - small_bytes) / (large - small), 1.0)
-        fixed = max(small_bytes - small * per_sample, 0.0) + 12 * facts.num_parameters  # gradients and Adam's moments
-        most = _MOST_SAMPLES[facts.device]
-        fitting = int((_USABLE * measured["free"] - fixed) / per_sample)
+        fixed = measured["fixed"] + 12 * facts.num_parameters  # gradients and Adam's moments
+        fitting = int((_USABLE * measured["free"] - fixed) / measured["per_sample"])
         return max(1, min(most, fitting)), (
-            f"measured on {facts.device}: {format_bytes(int(per_sample))} per sample of "
-            f"{input_size[0]} x {input_size[1]} px and {format_bytes(int(fixed))} besides, with "
+            f"measured on {facts.device}: {format_bytes(measured['per_sample'])} per sample of "
+            f"{input_size[0]} x {input_size[1]} px and {format_bytes(fixed)} besides, with "
             f"{format_bytes(measured['free'])} free: {max(0, fitting)} would fit; at most {most}."
         )
 

@@ -13,7 +13,7 @@ from typing import Any
 from voxdino.core.errors import VoxdinoError
 from voxdino.preparation.workers import available_memory
 
-_STEPS = {"cpu": (1, 3), "cuda": (1, 4)}  # batch sizes measured
+_STEPS = {"cpu": (1, 2), "cuda": (2, 6)}  # batch sizes measured
 _MOST_PARAMETERS = 2_000_000_000
 
 
@@ -60,8 +60,14 @@ def _measure(
     num_channels: int,
     num_outputs: int,
     slab: int,
+    most: int,
+    usable: float,
 ) -> dict[str, Any]:
-    """Peak bytes of a forward and backward pass at two batch sizes. LoRA: activations as in full fine-tuning."""
+    """Bytes per sample and besides, from a forward and backward pass at one batch size or two.
+
+    LoRA is what is measured: its activations are those of full fine-tuning. After the first pass all that it added is
+    taken for the sample's; where `most` samples of that size stay within `usable` of the memory, that will do.
+    """
     import torch
 
     from voxdino.core.errors import ResourceError
@@ -88,21 +94,31 @@ def _measure(
     segmenter = build_segmenter(config, backbone).to(device).train()
     if device == "cuda":
         free = torch.cuda.mem_get_info()[0]
-    steps = []
+    fixed, per_sample, before = _peak_memory(device), 1, 0
     for batch in _STEPS[device]:
         image = torch.zeros(batch, num_channels, slab + 2 * context, *input_size, device=device)
         with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
             logits = segmenter(image).logits
         logits.float().square().mean().backward()
         segmenter.zero_grad()
-        peak = torch.cuda.max_memory_allocated() if device == "cuda" else _peak_memory()
-        steps.append((batch, peak))
         del image, logits
-    return {"steps": steps, "free": free}
+        peak = _peak_memory(device)
+        if before:  # the second pass: a straight line through both
+            per_sample = max(1, (peak - before) // (batch - _STEPS[device][0]))
+            fixed = max(0, before - _STEPS[device][0] * per_sample)
+            break
+        per_sample, before = max(1, (peak - fixed) // batch), peak
+        if fixed + most * per_sample < usable * free:
+            break
+    return {"per_sample": per_sample, "fixed": fixed, "free": free}
 
 
-def _peak_memory() -> int:
-    """The most memory this process ever had, in bytes."""
+def _peak_memory(device: str) -> int:
+    """The most memory this process ever had, in bytes: of the GPU, or of the machine."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

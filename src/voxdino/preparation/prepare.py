@@ -223,7 +223,7 @@ def prepare(
             elif outcome.fault is not None:
                 faults[outcome.index] = outcome.fault
             if on_progress is not None:
-                on_progress(len(done) + len(faults), len(items), names[outcome.index])
+                on_progress(len(done) + len(faults), len(items))
         files = {name: entry for _, written in sorted(done.items()) for name, entry in written.files.items()}
         _remove_strangers(folder / CASES, files)
         if done:
