@@ -3,6 +3,7 @@
 48 axis orders x 5 oblique rotations x 3 spacings, with files on disk, all slice axes, and in-plane resampling.
 """
 
+import os
 from itertools import permutations, product
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from voxdino.core.geometry import Grid
-from voxdino.core.io import read_label_map, read_volume, write_label_map, write_volume
+from voxdino.core.io import read_label_map, write_label_map
 from voxdino.core.labels import LabelSet
 from voxdino.core.volume import LabelMap, Volume
 from voxdino.inference.export import export_labels
@@ -66,17 +67,25 @@ def one_hot_slabs(label, num_outputs, slices_at_once=2):
 
 
 def there_and_back(folder, grid, array, plan):
-    """Write image and label, prepare them, hand the prepared label back as logits, write and read the prediction."""
-    folder.mkdir(exist_ok=True)
-    write_volume(folder / "image.nii", Volume(np.arange(array.size, dtype=np.int16).reshape(1, *array.shape), grid))
+    """A label file, prepared; its prepared label handed back as logits; the prediction written and read again."""
     write_label_map(folder / "label.nii", LabelMap(array, grid))
-    image, label = read_volume(folder / "image.nii"), read_label_map(folder / "label.nii")
+    label = read_label_map(folder / "label.nii")
+    image = Volume(np.arange(array.size, dtype=np.int16).reshape(1, *array.shape), label.grid)
     prepared = prepare_case("case", image, label, plan)
     assert prepared.label is not None
     slabs = one_hot_slabs(prepared.label, plan.labels.num_outputs)
     predicted = export_labels(slabs, prepared.geometry, plan.labels)
-    write_label_map(folder / "prediction.nii", predicted, like=folder / "image.nii")
+    write_label_map(folder / "prediction.nii", predicted, like=folder / "label.nii")
     return prepared, label, read_label_map(folder / "prediction.nii")
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk_or_for_threads(monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
 
 
 def oriented_case(order, flips, turn, spacing, seed=0):
@@ -97,7 +106,7 @@ def test_labels_come_back_voxel_for_voxel_on_their_grid(tmp_path, turn, spacing)
 
 
 @pytest.mark.parametrize("spacing", [(0.7, 0.7, 5.0), (0.6, 2.2, 1.1)], ids=str)
-@pytest.mark.parametrize("factor", [1.0, 1.31, 2.0, 3.7])
+@pytest.mark.parametrize("factor", [1.0, 1.31, 2.0, 3.2])
 def test_labels_come_back_where_the_plan_is_finer_than_the_scan(tmp_path, spacing, factor):
     for seed, (order, flips) in enumerate(ORDERS[::5]):
         grid, array = oriented_case(order, flips, OBLIQUES[2], spacing, seed)
