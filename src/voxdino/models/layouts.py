@@ -137,9 +137,9 @@ def _timm_dinov3(tensors: Tensors, _: dict[str, Any]) -> _Draft:
         if old in draft.tensors:
             draft.tensors[new] = draft.tensors.pop(old)
     for key in [key for key in draft.tensors if key.endswith(".attn.q_bias")]:
-        q, v = draft.tensors.pop(key), draft.tensors.pop(key.replace("q_bias", "v_bias"), None)
-        if v is not None:
-            _put_bias(draft.tensors, key.removesuffix(".q_bias") + ".qkv", q, None, v)
+        stem = key.removesuffix(".q_bias")
+        if f"{stem}.v_bias" in draft.tensors:
+            _put_bias(draft.tensors, f"{stem}.qkv", draft.tensors.pop(key), None, draft.tensors.pop(f"{stem}.v_bias"))
     _add_mask_token(draft)
     return draft
 
@@ -165,8 +165,9 @@ def _hugging_face_dinov3(tensors: Tensors, config: dict[str, Any]) -> _Draft:
         names = [f"{stem}.{part}_proj.weight" for part in "qkv"]
         if all(name in draft.tensors for name in names):
             draft.tensors[f"{stem}.qkv.weight"] = torch.cat([draft.tensors.pop(name) for name in names])
-        q, k, v = (draft.tensors.pop(f"{stem}.{part}_proj.bias", None) for part in "qkv")
-        if q is not None and v is not None:
+        if all(f"{stem}.{part}_proj.bias" in draft.tensors for part in "qv"):
+            q, k, v = (draft.tensors.pop(f"{stem}.{part}_proj.bias", None) for part in "qkv")
+            assert q is not None and v is not None
             _put_bias(draft.tensors, f"{stem}.qkv", q, k, v)
     mask = draft.tensors.get("mask_token")
     if mask is not None and mask.ndim == 3:
@@ -264,7 +265,7 @@ def _infer_config(
         fields |= {"norm_eps": 1e-6, "rope_dtype": "bfloat16"}
         draft.notes.append("read as a MedDINOv3 checkpoint: norm_eps 1e-6, rotary positions in bfloat16")
     config = ViTConfig.from_json(fields, where=where).with_settings(settings)
-    if periods is None and family == "dinov3":  # not stored in this layout: they follow from base and precision
+    if layout in ("timm DINOv3", "Hugging Face DINOv3"):  # stores no periods: they follow from base and precision
         head_dim = config.embed_dim // config.num_heads
         tensors["rope_embed.periods"] = rope_periods(head_dim, base=config.rope_base, dtype=config.rope_dtype)
     return config

@@ -172,9 +172,10 @@ def pull_weights(
         return WeightsCard.read(_card_path(weights_folder, short))
     folder = weights_folder / ".download" / copy.repository.replace("/", "--")
     path = hub.fetch(copy, folder, download)
-    card = import_weights(path, weights_folder, short, licence=licence, source=copy.repository)
-    shutil.rmtree(folder, ignore_errors=True)
-    return card
+    try:
+        return import_weights(path, weights_folder, short, licence=licence, source=copy.repository)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)  # a refused file must not be taken for a finished download
 
 
 def list_weights(weights_folder: Path | None = None) -> tuple[WeightsCard, ...]:
@@ -305,7 +306,7 @@ def _read_safetensors(path: Path, size: int, header_size: int) -> tuple[dict[str
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except SafetensorError as error:
-        what = "is cut off or damaged" if "Incomplete" in str(error) else "is damaged"
+        what = "is cut off or damaged" if "incomplete" in str(error).lower() else "is damaged"
         raise WeightsError(f"{what} ({error})", where=path, fix=_AGAIN) from error
 
 
