@@ -204,21 +204,20 @@ def _look_up(array: NDArray[Any], known: Mapping[int, int], *, default: int, dty
         flat = flat.view(np.uint8)
     elif flat.dtype in (np.int8, np.int16) and flat.size and flat.min() >= 0:
         flat = flat.view(f"u{flat.dtype.itemsize}")
-    keys = np.array(sorted(known))
+    known = {key: value for key, value in known.items() if key <= np.iinfo(flat.dtype).max}
+    keys = np.array(sorted(known), dtype=np.uint64 if flat.dtype.kind == "u" else np.int64)
     values = np.array([known[int(key)] for key in keys], dtype=dtype)
-    dense = keys[-1] < 1 << 16 and flat.dtype.itemsize <= 2 and flat.dtype.kind == "u"
-    if dense:
+    table = None
+    if flat.dtype.kind == "u" and flat.dtype.itemsize <= 2:
         table = np.full(np.iinfo(flat.dtype).max + 1, default, dtype=dtype)
-        fits = keys < len(table)
-        table[keys[fits]] = values[fits]
+        table[keys] = values
     for start in range(0, len(flat), _BLOCK):
         block = flat[start : start + _BLOCK]
-        if dense:
+        if table is not None:
             np.take(table, block, out=out[start : start + _BLOCK], mode="wrap")
-        else:
-            if block.dtype.kind == "u" and block.dtype.itemsize == 8:
-                keys = keys.astype(np.uint64)
-            at = np.searchsorted(keys, block)
-            at[at == len(keys)] = 0
+        elif len(keys):
+            at = np.minimum(np.searchsorted(keys, block), len(keys) - 1)
             out[start : start + _BLOCK] = np.where(keys[at] == block, values[at], default)
+        else:
+            out[start : start + _BLOCK] = default
     return result

@@ -7,7 +7,7 @@ from typing import BinaryIO, Protocol, runtime_checkable
 from voxdino.core.errors import ImageError
 
 _COMPRESSED_BLOCK = 1 << 18
-_PLAIN_BLOCK = 1 << 20
+_PLAIN_BLOCK = 1 << 18
 _GZIP = 31  # zlib's wbits for a gzip stream
 MAX_PADDING = 512  # zero bytes some writers append; more is data that the header does not know
 
