@@ -1,0 +1,80 @@
+"""`voxdino evaluate`: predictions against references, at the references' own grids, with intervals."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from voxdino.cli.options import (
+    GeometryOption,
+    JsonOption,
+    LossyOption,
+    MapOption,
+    StrictOption,
+    TrustOption,
+    WorkersOption,
+)
+from voxdino.cli.output import counting, end, say
+
+
+def evaluate(
+    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="Folder of predicted label maps.")],
+    references: Annotated[
+        Path, typer.Argument(metavar="REFERENCES", help="The data set, or a folder of label maps with the same names.")
+    ],
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="dataset.json, labels.json or plan.json that names the labels.")
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option("--metrics", help="Some of voxdino list metrics, with commas; default: all.")
+    ] = None,
+    tolerance: Annotated[float, typer.Option("--tolerance", min=0.0, help="Of NSD, in mm.")] = 1.0,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: scores.json with the predictions.")] = None,
+    map_: MapOption = None,
+    lossy_labels: LossyOption = None,
+    geometry_tol: GeometryOption = None,
+    trust_array_order: TrustOption = False,
+    strict: StrictOption = False,
+    workers: WorkersOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Score predictions: Dice, IoU, HD95, NSD and volumes per case, with mean and 95 % interval."""
+    from voxdino.cli.references import find_pairs
+    from voxdino.cli.summaries import print_scores
+    from voxdino.cli.values import read_options
+    from voxdino.core.errors import PartialError
+    from voxdino.evaluation.evaluate import evaluate as score
+    from voxdino.evaluation.metrics import METRICS
+
+    options = read_options(
+        label_map=map_,
+        lossy_labels=lossy_labels,
+        geometry_tol=geometry_tol,
+        trust_array_order=trust_array_order,
+    )
+    pairs, label_set = find_pairs(predictions, references, labels, options)
+    with counting("scoring") as on_progress:
+        scores = score(
+            pairs,
+            label_set,
+            options,
+            tolerance_mm=tolerance,
+            metrics=[name.strip() for name in metrics.split(",")] if metrics else tuple(METRICS),
+            num_workers=workers,
+            strict=strict,
+            on_progress=on_progress,
+        )
+    path = out or predictions / "scores.json"
+    scores.write(path)
+    if not json:
+        print_scores(scores)
+    say(f"every case is in {path}")
+    error = None
+    if scores.failed:
+        error = PartialError(
+            f"{len(scores.failed)} of {len(pairs)} cases could not be scored: "
+            f"{'; '.join(failed.message for failed in scores.failed)}",
+            where=predictions,
+            fix="correct these files and run the same command again.",
+        )
+    end(scores.to_json(), error, as_json=json)

@@ -1,0 +1,171 @@
+"""The whole road of `run` and `demo`: prepare, fine-tune, predict the held-back cases, score them, draw them."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from voxdino.cli.budget import Budget, predicting_s
+from voxdino.cli.output import counting, format_seconds, relative, say
+from voxdino.cli.steps import Planned, describe_config, prepare_planned
+from voxdino.cli.summaries import print_scores
+from voxdino.core.errors import PartialError
+from voxdino.core.io import read_label_map
+from voxdino.evaluation.evaluate import evaluate
+from voxdino.evaluation.pictures import overlay_grid
+from voxdino.evaluation.scores import Scores
+from voxdino.finetuning.config import FinetuneConfig
+from voxdino.finetuning.run import RunSummary, finetune
+from voxdino.inference.load import load_model
+from voxdino.inference.run import PredictSummary, predict_cases
+from voxdino.models.weights import default_weights_folder, licence_notice_once, load_backbone
+from voxdino.preparation.case import Case
+from voxdino.preparation.dataset import read_case
+from voxdino.training.precision import resolve_device
+
+MAX_PICTURED = 3
+T = TypeVar("T")
+
+
+@dataclass
+class Road:
+    """What came out, and how long each step took."""
+
+    workdir: Path
+    run_folder: Path
+    seconds: dict[str, float] = field(default_factory=dict)
+    run: RunSummary | None = None
+    scores: Scores | None = None
+
+    def timed(self, step: str, do: Callable[[], T]) -> T:
+        started = time.monotonic()
+        try:
+            return do()
+        finally:
+            self.seconds[step] = round(time.monotonic() - started, 1)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "workdir": str(self.workdir),
+            "run_folder": str(self.run_folder),
+            "seconds": self.seconds,
+            "run": None if self.run is None else self.run.to_json(),
+            "scores": None if self.scores is None else self.scores.to_json(),
+        }
+
+
+def go(
+    planned: Planned,
+    config: FinetuneConfig,
+    *,
+    workdir: Path,
+    run_folder: Path,
+    fold: int,
+    device: str,
+    num_workers: int | None,
+    budget: Budget,
+) -> Road:
+    """Go the road from a planned data set to scores and a picture in `run_folder`; done steps are not done again."""
+    road = Road(workdir, run_folder)
+    backbone, card = load_backbone(config.backbone)
+    say(f"backbone {card.name}: {card.num_parameters / 1e6:.1f} M parameters, licence {card.licence}")
+    if notice := licence_notice_once(card, default_weights_folder()):
+        say(notice)
+    road.timed("prepare", lambda: prepare_planned(planned, workdir, num_workers=num_workers))
+    cases = held_back(planned, fold)
+    if budget.total_s is not None:
+        reserved_s = predicting_s(workdir, planned.plan, [case.id for case in cases], backbone, resolve_device(device))
+        config = config.model_copy(update={"time_budget_s": budget.for_training_s(reserved_s)})
+        say(f"{format_seconds(budget.left_s())} left, {format_seconds(reserved_s)} of it to predict and score")
+    del backbone
+    say(f"{describe_config(config)}, fold {fold}")
+    road.run = road.timed(
+        "finetune", lambda: finetune(workdir, config, run_folder=run_folder, fold=fold, device=device)
+    )
+    was = "finished before" if road.run.was_finished else f"ended by {road.run.ended_by}"
+    say(f"{road.run.num_steps} steps in {format_seconds(road.run.elapsed_s)}, {was}")
+    road.timed("predict", lambda: predict_held_back(run_folder, cases, device))
+    road.scores = road.timed("evaluate", lambda: score_held_back(planned, run_folder, cases, num_workers))
+    road.timed("picture", lambda: draw(planned, run_folder, cases, road.scores))
+    return road
+
+
+def held_back(planned: Planned, fold: int) -> list[Case]:
+    """The validation cases of a fold that the splits have (`finetune` complains about others)."""
+    ids = set(planned.splits[fold].val) if fold < len(planned.splits) else set()
+    return [case for case in planned.dataset.cases if case.id in ids]
+
+
+def predict_held_back(run_folder: Path, cases: list[Case], device: str) -> PredictSummary | None:
+    """Predict into RUN/validation; cases that fail are listed there and missing in the scores."""
+    model = load_model(run_folder, resolve_device(device))
+    with counting("predicting") as on_progress:
+        try:
+            return predict_cases(cases, model, run_folder / "validation", overwrite=True, on_progress=on_progress)
+        except PartialError as error:
+            say(str(error))
+            return None
+
+
+def score_held_back(planned: Planned, run_folder: Path, cases: list[Case], num_workers: int | None) -> Scores:
+    """Score RUN/validation against the data set's labels into RUN/scores.json."""
+    from voxdino.inference.run import output_file
+
+    pairs = [(case.id, output_file(case, run_folder / "validation"), case.label) for case in cases if case.label]
+    with counting("scoring") as on_progress:
+        scores = evaluate(
+            pairs,
+            planned.plan.labels,
+            planned.plan.read_options,
+            num_workers=num_workers,
+            on_progress=on_progress,
+        )
+    scores.write(run_folder / "scores.json")
+    return scores
+
+
+def draw(planned: Planned, run_folder: Path, cases: list[Case], scores: Scores | None) -> None:
+    """RUN/picture.png: the cases with the lowest, the middle and the highest Dice."""
+    from voxdino.inference.run import output_file
+
+    assert scores is not None
+    plan, by_dice = planned.plan, _by_dice(scores)
+    chosen = sorted({0, len(by_dice) // 2, len(by_dice) - 1})[:MAX_PICTURED] if by_dice else []
+    rows = []
+    for name in (by_dice[index] for index in chosen):
+        case = next(case for case in cases if case.id == name)
+        volume, reference = read_case(case, plan.read_options, plan.labels)
+        prediction = read_label_map(output_file(case, run_folder / "validation"), options=plan.read_options)
+        assert reference is not None
+        rows.append((name, volume, reference, prediction))
+    if rows:
+        overlay_grid(run_folder / "picture.png", rows, plan.labels, slice_axis=plan.slice_axis or "S")
+
+
+def _by_dice(scores: Scores) -> list[str]:
+    """Case ids from the lowest to the highest mean Dice over their structures."""
+    found: dict[str, list[float]] = {}
+    for row in scores.cases:
+        value = row.values.get("dice")
+        if value is not None:
+            found.setdefault(row.case, []).append(value)
+    return sorted(found, key=lambda case: sum(found[case]) / len(found[case]))
+
+
+def print_road(road: Road) -> None:
+    """The table of scores, then where everything is, on stdout."""
+    assert road.scores is not None
+    print_scores(road.scores)
+    folder = road.run_folder
+    places = {
+        "picture": folder / "picture.png",
+        "scores": folder / "scores.json",
+        "predictions": folder / "validation",
+        "curves": folder / "curves.png",
+        "plan": road.workdir / "plan.json",
+    }
+    for name, path in places.items():
+        print(f"{name:<12} {relative(path)}")
+    print(f"{'time':<12} {', '.join(f'{step} {format_seconds(s)}' for step, s in road.seconds.items())}")
+    print(f"{'next':<12} voxdino predict IMAGE... --run {relative(folder)} --out FOLDER")

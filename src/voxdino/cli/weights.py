@@ -1,0 +1,110 @@
+"""`voxdino weights`: which backbones are here, getting more, looking into a file."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from voxdino.cli.options import JsonOption, SetOption
+from voxdino.cli.output import print_json, print_table, say
+
+app = typer.Typer(help="Backbone weights: list, pull (the only command that uses the network), import, inspect.")
+
+FolderOption = Annotated[
+    Path | None,
+    typer.Option("--weights-folder", metavar="DIR", help="Default: VOXDINO_WEIGHTS, else ~/.voxdino/weights."),
+]
+LicenceOption = Annotated[str | None, typer.Option("--licence", help="The licence, where it is another one.")]
+FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help=".safetensors or .pth file, or a folder with one.")]
+
+
+@app.command("list")
+def list_here(weights_folder: FolderOption = None, json: JsonOption = False) -> None:
+    """List the weights that are here and the names that `pull` knows."""
+    from voxdino.models.hub import HUB_COPIES
+    from voxdino.models.weights import default_weights_folder, list_weights
+
+    folder = weights_folder or default_weights_folder()
+    cards = list_weights(folder)
+    others = {name: copy.repository for name, copy in HUB_COPIES.items() if name not in {card.name for card in cards}}
+    if json:
+        print_json({"folder": str(folder), "here": [card.to_json() for card in cards], "can_be_pulled": others})
+        return
+    if cards:
+        rows = [(c.name, f"{c.num_parameters / 1e6:.1f} M", c.licence, c.source) for c in cards]
+        print_table(f"in {folder}", ("name", "parameters", "licence", "from"), rows)
+    else:
+        print(f"no weights in {folder}")
+    print_table("voxdino weights pull NAME", ("name", "from"), list(others.items()))
+
+
+@app.command("pull")
+def pull(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name of the list, or a hub repository OWNER/NAME.")],
+    weights_folder: FolderOption = None,
+    licence: LicenceOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Download weights from the Hugging Face hub and import them."""
+    from voxdino.models.weights import default_weights_folder, pull_weights
+
+    folder = weights_folder or default_weights_folder()
+    say(f"fetching {name} ...")
+    _show_imported(pull_weights(name, folder, licence=licence), folder, json)
+
+
+@app.command("import")
+def import_file(
+    file: FileArgument,
+    name: Annotated[str | None, typer.Option("--name", help="What to call them; default: after the file.")] = None,
+    weights_folder: FolderOption = None,
+    licence: LicenceOption = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Check a weights file and copy it into the weights folder; then its name is enough. Needs no network."""
+    from voxdino.cli.values import parse_settings
+    from voxdino.models.weights import default_weights_folder, import_weights
+
+    folder = weights_folder or default_weights_folder()
+    settings = parse_settings(set_)
+    card = import_weights(file, folder, name, licence=licence, settings=settings)
+    _show_imported(card, folder, json)
+
+
+@app.command("inspect")
+def inspect(file: FileArgument, set_: SetOption = None, json: JsonOption = False) -> None:
+    """Say what a weights file is: layout, architecture, licence; refuse it where it is damaged or incomplete."""
+    from voxdino.cli.values import parse_settings
+    from voxdino.models.weights import inspect_weights
+
+    card = inspect_weights(file, settings=parse_settings(set_))
+    if json:
+        print_json(card.to_json())
+        return
+    c = card.config
+    facts = {
+        "name": card.name,
+        "layout": card.layout,
+        "architecture": f"{c.family}, width {c.embed_dim}, depth {c.depth}, {c.num_heads} heads, patch {c.patch_size}",
+        "parameters": f"{card.num_parameters / 1e6:.2f} M",
+        "licence": card.licence,
+        "sha256": card.source_digest,
+        "notes": "; ".join(card.notes) or "none",
+    }
+    for key, value in facts.items():
+        print(f"{key:<13} {value}")
+
+
+def _show_imported(card: object, folder: Path, as_json: bool) -> None:
+    from voxdino.models.weights import WeightsCard, licence_notice_once
+
+    assert isinstance(card, WeightsCard)
+    notice = licence_notice_once(card, folder)
+    if as_json:
+        print_json(card.to_json())
+    else:
+        print(f"{card.name}  {card.num_parameters / 1e6:.1f} M parameters, in {folder}")
+        print(f"use it: voxdino run DATASET --backbone {card.name}")
+    if notice:
+        say(notice)
