@@ -49,12 +49,14 @@ def class_indices(logits: Float[Tensor, "K h w"], size: tuple[int, int], labels:
             index = labels.ids.index(region_id) if region_id in labels.ids else 0
             chosen[resize_scores(logits[position : position + 1], size)[0] > 0] = index
         return chosen
-    best = torch.full(size, -torch.inf, device=logits.device)
+    best: Tensor | None = None
     for start in range(0, len(logits), at_once):
         values, classes = resize_scores(logits[start : start + at_once], size).max(dim=0)
-        better = values > best  # equal scores: the first class, as argmax
-        chosen[better] = classes[better].int() + start
-        best = torch.where(better, values, best)
+        if best is None:
+            best, chosen = values, classes.int()
+        else:
+            better = values > best  # equal scores: the first class, as argmax
+            best, chosen = torch.where(better, values, best), torch.where(better, classes.int() + start, chosen)
     return chosen
 
 
