@@ -5,7 +5,7 @@ Small integers (CT, pictures, most MR) are counted once, which is many times fas
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ class Distribution:
     counts: NDArray[np.int64] | None
 
     @classmethod
-    def of(cls, array: NDArray[Any]) -> Self:
+    def of(cls, array: NDArray[Any]) -> "Distribution":
         """Of all values of a non-empty array."""
         flat = array.reshape(-1)
         if flat.dtype.kind not in "ui" or flat.dtype.itemsize > 2:
@@ -52,10 +52,10 @@ class Distribution:
         mean = float(np.average(values, weights=self.counts))
         return mean, float(np.sqrt(np.average((values - mean) ** 2, weights=self.counts)))
 
-    def clipped(self, lower: float, upper: float) -> Self:
-        return type(self)(np.clip(self.values, lower, upper), self.counts)
+    def clipped(self, lower: float, upper: float) -> "Distribution":
+        return Distribution(np.clip(self.values, lower, upper), self.counts)
 
-    def without_smallest(self) -> Self:
+    def without_smallest(self) -> "Distribution":
         """Of the values above the smallest one; may be empty."""
         keep = self.values > self.values.min()
-        return type(self)(self.values[keep], None if self.counts is None else self.counts[keep])
+        return Distribution(self.values[keep], None if self.counts is None else self.counts[keep])

@@ -17,7 +17,7 @@ class Finding(Record):
     severity: "error": the case cannot be used · "warning": it can, but look · "note": what we did.
     code:     row of the catalogue of faults (A28: shapes differ ...); the reference lists them.
     where:    file (relative to the data set) or case.
-    others:   further files of which the same holds; `where` and `fact` are then those of the first.
+    others:   further files of which the same holds (not listed for notes); `where` and `fact` are those of the first.
     """
 
     severity: Severity
@@ -50,12 +50,14 @@ def gather_findings(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """Sort by severity, then in the order found; more than ten of one kind become one that names all the files."""
     kinds: dict[tuple[str, str, str], list[Finding]] = {}
     for finding in findings:
-        kinds.setdefault((finding.severity, finding.code, finding.consequence), []).append(finding)
+        told_as = finding.fact if finding.severity == "note" else finding.consequence
+        kinds.setdefault((finding.severity, finding.code, told_as), []).append(finding)
     told: list[Finding] = []
     for same in kinds.values():
         if len(same) > _MANY:
-            others = tuple(dict.fromkeys(finding.where for finding in same[1:]))
-            fact = f"{same[0].fact} ({len(same)} cases alike)"
+            places = dict.fromkeys(finding.where for finding in same)
+            others = () if same[0].severity == "note" else tuple(places)[1:]
+            fact = f"{same[0].fact} ({len(same)} alike)"
             told.append(same[0].model_copy(update={"fact": fact, "others": others}))
         else:
             told.extend(same)

@@ -153,7 +153,11 @@ def measure_intensity(values: NDArray[Any]) -> Intensity:
 
 
 def _count(labels: NDArray[Any]) -> dict[str, int]:
-    values, counts = np.unique(labels, return_counts=True)
+    if labels.dtype.kind == "u" and labels.dtype.itemsize <= 2:
+        numbers = np.bincount(labels.reshape(-1))
+        values, counts = np.flatnonzero(numbers), numbers[np.flatnonzero(numbers)]
+    else:
+        values, counts = np.unique(labels, return_counts=True)
     return {str(value): count for value, count in zip(values.tolist(), counts.tolist(), strict=True)}
 
 

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from voxdino.core import errors
 from voxdino.core.errors import ResourceError, VoxdinoError
@@ -38,7 +38,7 @@ class BackboneProbe:
         command = [sys.executable, "-m", "voxdino.preparation.memory_child", backbone]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "BackboneProbe":
         return self
 
     def __exit__(

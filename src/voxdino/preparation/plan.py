@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from os import PathLike
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -73,7 +73,7 @@ class Plan(Record):
     reasons: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _is_sound(self) -> Self:
+    def _is_sound(self) -> "Plan":
         if (self.ndim == 2) != (self.slice_axis is None):
             raise ValueError("slice_axis belongs to volumes (ndim 3), and to them only")
         if not self.channels:
@@ -109,7 +109,7 @@ class Plan(Record):
         write_json(path, {name: {"value": v, "reason": self.reasons.get(name, "")} for name, v in values.items()})
 
     @classmethod
-    def read(cls, path: str | PathLike[str]) -> Self:
+    def read(cls, path: str | PathLike[str]) -> "Plan":
         """Errors: ConfigError naming the key and what was found."""
         found = read_json(path)
         if not isinstance(found, dict):
