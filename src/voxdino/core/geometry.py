@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import permutations
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from voxdino.core.errors import GeometryError
 
@@ -117,7 +117,7 @@ class Grid:
         allowed = 0.01 * min(*self.spacing, *other.spacing) if tolerance is None else tolerance
         return self.largest_offset(other) <= allowed
 
-    def index_to_world(self, indices: ArrayLike) -> NDArray[np.float64]:
+    def index_to_world(self, indices: NDArray[Any] | Sequence[Any]) -> NDArray[np.float64]:
         """World coordinates (N, n) of voxel indices (N, n)."""
         points = np.atleast_2d(np.asarray(indices, dtype=np.float64))
         return np.asarray(points @ self.affine[: self.ndim, : self.ndim].T + self.affine[: self.ndim, self.ndim])

@@ -197,7 +197,8 @@ def _write(path: Path, array: NDArray[Any], grid: Grid, like: str | PathLike[str
 def _told_as_ours(path: Path) -> Iterator[None]:
     """What the system refuses while reading, in our words."""
     try:
-        yield
+        with np.errstate(all="ignore"):  # damaged headers overflow; what comes out is checked
+            yield
     except OSError as error:
         raise ResourceError(f"cannot be read ({error.strerror}).", where=path, fix="check permissions.") from error
     except MemoryError as error:

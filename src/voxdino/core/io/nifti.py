@@ -2,10 +2,10 @@
 
 import gzip
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from nibabel.nifti1 import Nifti1Header
@@ -84,16 +84,16 @@ def write(path: Path, array: NDArray[Any], grid: Grid, *, like: Path | None = No
     with write_atomic(path) as temporary, temporary.open("wb") as raw:
         if path.name.lower().endswith(".gz"):
             with gzip.GzipFile("", "wb", _COMPRESS_LEVEL, raw, mtime=0) as packed:
-                _write_to(packed, fields, array)
+                _write_to(packed.write, fields, array)
         else:
-            _write_to(raw, fields, array)
+            _write_to(raw.write, fields, array)
 
 
-def _write_to(file: IO[bytes] | gzip.GzipFile, fields: Any, array: NDArray[Any]) -> None:
-    file.write(fields.binaryblock + b"\0\0\0\0")
+def _write_to(write: Callable[[bytes], Any], fields: Any, array: NDArray[Any]) -> None:
+    write(fields.binaryblock + b"\0\0\0\0")
     for channel in array:
         for plane in channel.T:  # slices along the last axis, Fortran order
-            file.write(np.ascontiguousarray(plane, dtype=plane.dtype.newbyteorder("<")).tobytes())
+            write(np.ascontiguousarray(plane, dtype=plane.dtype.newbyteorder("<")).tobytes())
 
 
 def _new_fields(grid: Grid, like: Path | None, channels: int) -> Any:
