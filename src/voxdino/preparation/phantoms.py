@@ -35,7 +35,8 @@ FINER = 2  # samples per voxel and axis
 
 Field = NDArray[np.float32]
 Mask = NDArray[np.bool_]
-Point = tuple[float, float, float]
+Number = float | int
+Point = tuple[Number, Number, Number]  # right, anterior, superior, in mm
 
 
 def draw_phantoms(folder: Path, *, num_cases: int = 12, seed: int = 0) -> Path:
@@ -104,6 +105,11 @@ class _Canvas:
     hounsfield: Field
     labels: NDArray[np.uint8]
 
+    def __post_init__(self) -> None:
+        others = ((1, 2), (0, 2), (0, 1))
+        self.lows = [c.min(axis=axes) for c, axes in zip((self.x, self.y, self.z), others, strict=True)]
+        self.highs = [c.max(axis=axes) for c, axes in zip((self.x, self.y, self.z), others, strict=True)]
+
     @classmethod
     def of(cls, grid: Grid, rng: np.random.Generator) -> "_Canvas":
         fine = grid.resized([size * FINER for size in grid.shape])
@@ -113,23 +119,45 @@ class _Canvas:
         moved = [coordinate + shift for coordinate, shift in zip(world, _displacement(world, rng), strict=True)]
         return cls(moved[0], moved[1], moved[2], np.full(fine.shape, -1000, np.float32), np.zeros(fine.shape, np.uint8))
 
-    def ellipsoid(self, centre: Point, radii: Point, turn: float = 0.0) -> Field:
-        """Squared distance from the centre in radii (inside where < 1), turned about z by `turn` degrees."""
-        cos, sin = np.cos(np.radians(turn)), np.sin(np.radians(turn))
-        dx, dy = self.x - np.float32(centre[0]), self.y - np.float32(centre[1])
+    def ellipsoid(self, centre: Point, radii: Point, turn: Number = 0) -> Field:
+        """Squared distance from the centre in radii (inside where < 1), turned about z by `turn` degrees.
+
+        Infinite far outside (beyond 1.4), where it is not computed.
+        """
+        cos, sin = float(np.cos(np.radians(turn))), float(np.sin(np.radians(turn)))
+        reach = 1.2 * max(radii[:2])
+        box = self._near(centre, (reach, reach, 1.2 * radii[2]))
+        dx, dy = self.x[box] - centre[0], self.y[box] - centre[1]
         u, v = (cos * dx + sin * dy) / radii[0], (cos * dy - sin * dx) / radii[1]
-        w = (self.z - np.float32(centre[2])) / radii[2]
-        return np.asarray(u * u + v * v + w * w, np.float32)
+        w = (self.z[box] - centre[2]) / radii[2]
+        result = np.full(self.x.shape, np.inf, np.float32)
+        result[box] = u * u + v * v + w * w
+        return result
 
-    def tube(self, start: Point, end: Point, radius: float) -> Mask:
+    def _near(self, centre: Point, reach: Point) -> tuple[slice, ...]:
+        """A box of samples outside of which no point lies within `reach` of the centre along every axis."""
+        box = []
+        for axis, (place, distance, low, high) in enumerate(zip(centre, reach, self.lows, self.highs, strict=True)):
+            found = np.flatnonzero((low < place + distance) & (high > place - distance))
+            size = self.x.shape[axis]
+            box.append(slice(int(found[0]), int(found[-1]) + 1) if len(found) else slice(size, size))
+        return tuple(box)
+
+    def tube(self, start: Point, end: Point, radius: Number) -> Mask:
         """Within `radius` mm of the segment from start to end."""
-        axis = np.array(end) - start
-        offset = [c - np.float32(s) for c, s in zip((self.x, self.y, self.z), start, strict=True)]
-        along = np.clip(sum(float(a) * o for a, o in zip(axis, offset, strict=True)) / float(axis @ axis), 0, 1)
-        squared = sum((o - float(a) * along) ** 2 for a, o in zip(axis, offset, strict=True))
-        return np.asarray(squared < radius**2)
+        axis = [b - a for a, b in zip(start, end, strict=True)]
+        middle = [(a + b) / 2 for a, b in zip(start, end, strict=True)]
+        reach = [abs(a) / 2 + radius for a in axis]
+        box = self._near((middle[0], middle[1], middle[2]), (reach[0], reach[1], reach[2]))
+        offset = [place[box] - a for a, place in zip(start, (self.x, self.y, self.z), strict=True)]
+        length = sum(a * a for a in axis)
+        along = np.clip((axis[0] * offset[0] + axis[1] * offset[1] + axis[2] * offset[2]) / length, 0, 1)
+        across = [(o - a * along) ** 2 for a, o in zip(axis, offset, strict=True)]
+        result = np.zeros(self.x.shape, np.bool_)
+        result[box] = across[0] + across[1] + across[2] < radius**2
+        return result
 
-    def paint(self, where: Mask, hounsfield: float, label: int = 0) -> None:
+    def paint(self, where: Mask, hounsfield: Number, label: int = 0) -> None:
         self.hounsfield[where] = hounsfield
         self.labels[where] = label
 
@@ -268,7 +296,7 @@ def _draw_spine(canvas: _Canvas, rng: np.random.Generator) -> None:
     canvas.paint(arch < 0.42, 25)  # the canal
 
 
-def _vary(rng: np.random.Generator, value: float, share: float = 0.08) -> float:
+def _vary(rng: np.random.Generator, value: Number, share: float = 0.08) -> float:
     return float(value * rng.uniform(1 - share, 1 + share))
 
 
