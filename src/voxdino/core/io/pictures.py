@@ -17,7 +17,6 @@ from voxdino.core.io.pillow import (
     Picture,
     decode_with_pillow,
     open_picture,
-    require_few_pixels,
     undecodable,
 )
 from voxdino.core.io.png import check_png
@@ -116,9 +115,10 @@ def decode(path: Path) -> Picture:
         return decode_tiff(path)
     if path.suffix.lower() == ".png":
         facts = check_png(path.read_bytes(), path)
-        require_few_pixels((facts.height, facts.width), path)
+        if facts.depth == 16 and facts.colour_type == 4:
+            raise ImageError("has 16-bit grey with alpha.", where=path, fix="save it as 16-bit grey without alpha.")
         if facts.depth == 16 and facts.colour_type != 0:
-            return _decode_deep_png(path, alpha=facts.colour_type in (4, 6))
+            return _decode_deep_png(path, alpha=facts.colour_type == 6)
     return decode_with_pillow(path)
 
 

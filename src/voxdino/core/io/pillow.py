@@ -1,6 +1,7 @@
 """Pillow's part of reading pictures: samples and palette as stored; modes it would clip or guess at are refused."""
 
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,8 @@ def decode_with_pillow(path: Path) -> Picture:
     with open_picture(path) as image:
         orientation = int(image.getexif().get(EXIF_ORIENTATION, 1))
         notes = ("the first of several pictures read",) if image.format == "MPO" else ()
+        if image.format == "TIFF" and orientation > 1:  # Pillow turns these itself
+            orientation, notes = 1, (f"turned as its EXIF orientation ({orientation}) says",)
         lossy = image.format in ("JPEG", "MPO") or image.info.get("compression") == "jpeg"
         mode = image.mode
         try:
@@ -97,11 +100,11 @@ def decode_with_pillow(path: Path) -> Picture:
     return Picture(samples, None, mode in _ALPHA_MODES, orientation, lossy, notes)
 
 
-def require_few_pixels(shape: tuple[int, int], path: Path) -> None:
+def require_few_pixels(shape: tuple[int, int], where: str | PathLike[str]) -> None:
     """SafetyError for more pixels than any examination has."""
     if shape[0] * shape[1] > MAX_PIXELS:
         fact = f"declares {format_shape(shape)} pixels; {MAX_PIXELS} are the most."
-        raise SafetyError(fact, where=path, fix="cut it into smaller pictures.")
+        raise SafetyError(fact, where=where, fix="cut it into smaller pictures.")
 
 
 def undecodable(path: Path, error: Exception) -> ImageError:

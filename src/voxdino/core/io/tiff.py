@@ -1,5 +1,6 @@
 """TIFF pictures of one page: 16 bit, float, tiles or strips; Pillow for compressions that tifffile leaves out."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from numpy.typing import NDArray
 from voxdino.core.errors import ImageError, VoxdinoError
 from voxdino.core.io.pillow import Picture, decode_with_pillow, require_few_pixels, with_notes
 from voxdino.core.io.streams import truncated
+
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)  # what it would say is in our errors
 
 _WHITE_IS_ZERO, _BLACK_IS_ZERO, _RGB, _PALETTE, _CMYK, _YCBCR = 0, 1, 2, 3, 5, 6
 _JPEG_COMPRESSIONS = (6, 7, 34712, 33003, 33005)
@@ -28,6 +31,7 @@ class TiffFacts:
     channels: int
     photometric: int
     depth: int
+    compressed: bool
     lossy: bool
     alpha: bool
     orientation: int
@@ -50,6 +54,8 @@ def decode_tiff(path: Path) -> Picture:
         if facts.depth > 8 and (facts.samples > 1 or facts.photometric == _WHITE_IS_ZERO):
             fact = f"has {facts.depth}-bit samples in a compression that we cannot decode."
             raise ImageError(fact, where=path, fix="save it uncompressed or with deflate.")
+        if facts.orientation > 4 and not facts.compressed:  # Pillow 13 garbles them
+            raise ImageError("has colours of a rare kind and is turned.", where=path, fix="save it upright, as RGB.")
         return decode_with_pillow(path)
     notes: tuple[str, ...] = ()
     palette = None
@@ -78,7 +84,9 @@ def _page(path: Path) -> Iterator[Any]:
     fix = "save the page that is meant as a picture of its own."
     try:
         with tifffile.TiffFile(path) as file:
-            if len(file.pages) != 1:
+            if len(file.pages) == 0:
+                raise ImageError("is damaged or truncated: no page.", where=path, fix="copy or export it again.")
+            if len(file.pages) > 1:
                 raise ImageError(f"has {len(file.pages)} pages.", where=path, fix=fix)
             page = file.pages[0]
             images = int((file.imagej_metadata or {}).get("images", 1)) if file.is_imagej else 1
@@ -110,6 +118,7 @@ def _facts(page: Any, path: Path) -> TiffFacts:
         1 if photometric in (_WHITE_IS_ZERO, _BLACK_IS_ZERO) else 3,
         photometric,
         int(page.bitspersample),
+        int(page.compression) != 1,
         int(page.compression) in _JPEG_COMPRESSIONS,
         samples > base,
         int(orientation.value) if orientation is not None else 1,
@@ -121,8 +130,10 @@ def _require_whole(page: Any, path: Path) -> None:
     size = path.stat().st_size
     if end > size:
         raise truncated(size, end, path)
-    if int(page.compression) == 1 and sum(page.databytecounts) < page.nbytes:
-        raise truncated(sum(page.databytecounts), page.nbytes, path)
+    bits = page.imagewidth * page.samplesperpixel * page.bitspersample
+    declared = int(page.imagelength) * ((int(bits) + 7) // 8)
+    if int(page.compression) == 1 and sum(page.databytecounts) < declared:
+        raise truncated(sum(page.databytecounts), declared, path)
 
 
 def _decode(page: Any, facts: TiffFacts, path: Path) -> NDArray[Any] | None:
