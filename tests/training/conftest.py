@@ -17,6 +17,8 @@ from voxdino.training.stopping import StopRequest
 
 IGNORED = -1
 
+torch.set_num_threads(1)  # several tests share the machine; and the same bits everywhere
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -42,7 +44,16 @@ def network(seed: int = 0) -> nn.Module:
 class Training:
     """One run of the tiny training; `at_step` is called with each step before its batch is given out."""
 
-    def __init__(self, folder: Path, *, num_steps: int = 20, seed: int = 0, at_step=lambda step, stop: None, every_s=1e9, **config):
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        num_steps: int = 20,
+        seed: int = 0,
+        at_step=lambda step, stop: None,
+        every_s: float = 1e9,
+        **config,
+    ):
         self.folder, self.num_steps, self.at_step = folder, num_steps, at_step
         self.config = TrainingConfig(seed=seed, amp="off", learning_rate=3e-3, checkpoint_every_s=every_s, **config)
         self.stop, self.events = StopRequest(), []

@@ -225,10 +225,12 @@ def _model_config(config: FinetuneConfig, plan: Plan, card: WeightsCard) -> Mode
 
 
 def _pyramid_scales(plan: Plan) -> tuple[int, ...]:
-    """The published 8, 4, 2, 1, but no level finer than a prepared voxel: it would cost most and could tell nothing."""
+    """The published 8, 4, 2, 1, lowered together until no level is finer than a prepared voxel: such a level would cost
+    most of the time and could tell nothing.
+    """
     voxels_per_token = plan.patch_size / plan.magnification
     finest = next((scale for scale in (1, 2, 4) if scale >= 0.9 * voxels_per_token), 8)
-    return tuple(min(scale, finest) for scale in PUBLISHED_SCALES)
+    return tuple(max(1, scale * finest // PUBLISHED_SCALES[0]) for scale in PUBLISHED_SCALES)
 
 
 def _read_split(path: Path, fold: int) -> Split:

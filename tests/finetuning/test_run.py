@@ -1,0 +1,166 @@
+"""A whole run on small volumes: what it leaves behind, what it refuses, and that it repeats itself."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from voxdino.core.errors import CheckpointError, ConfigError, PlanError, ResourceError, StoppedError
+from voxdino.core.safe_files import lock_folder, read_json
+from voxdino.finetuning.recipes import RECIPES
+from voxdino.finetuning.run import finetune
+from voxdino.inference.load import load_model
+from voxdino.preparation.plan import Plan
+
+ROADS = {
+    "cached features": {},
+    "images": {"cache": "off"},
+    "lora": {"adaptation": "lora"},
+    "last block": {"adaptation": "last_k", "last_k": 1},
+    "full": {"adaptation": "full"},
+    "linear probe": {"decoder": "linear"},
+}
+
+
+def weights(run_folder):
+    return load_file(run_folder / "model.safetensors")
+
+
+def interrupt_at(kind, count, number=signal.SIGTERM):
+    """A listener that sends this process a signal at the count-th event of a kind."""
+    seen = 0
+
+    def listen(event):
+        nonlocal seen
+        seen += event.kind == kind
+        if event.kind == kind and seen == count:
+            os.kill(os.getpid(), number)
+
+    return listen
+
+
+@pytest.mark.parametrize("road", ROADS)
+def test_every_road_trains_and_leaves_a_model_that_loads(workdir, small, road):
+    config = small.model_copy(update=ROADS[road])
+    summary = finetune(workdir, config, run_folder=workdir / "runs/one", on_event=lambda event: None)
+    assert summary.ended_by == "steps" and summary.num_steps == 8 and 0 <= summary.best_dice <= 1
+    names = {path.name for path in (workdir / "runs/one").iterdir()}
+    assert {"run.json", "plan.json", "model.json", "model.safetensors", "log.jsonl", "curves.png"} <= names
+    model = load_model(workdir / "runs/one")
+    assert model.plan.digest() == Plan.read(workdir / "plan.json").digest()
+    image = torch.zeros(1, 1, 1 + 2 * model.plan.context_slices, *model.plan.crop)
+    assert torch.isfinite(model.segmenter(image).logits).all()
+
+
+def test_frozen_means_that_the_backbone_does_not_change(workdir, small):
+    for name, update in (("frozen", {}), ("full", {"adaptation": "full"})):
+        finetune(workdir, small.model_copy(update=update), run_folder=workdir / name, on_event=lambda event: None)
+    key = next(key for key in weights(workdir / "frozen") if key.startswith("backbone.blocks.0") and "qkv" in key)
+    from voxdino.models.weights import load_backbone
+
+    original = load_backbone("random:tiny")[0].state_dict()[key.removeprefix("backbone.")]
+    assert torch.equal(weights(workdir / "frozen")[key].float(), original)
+    assert not torch.equal(weights(workdir / "full")[key].float(), original)
+
+
+@pytest.mark.parametrize("road", ["cached features", "lora"])
+def test_the_same_seed_gives_the_same_model_whatever_the_readers(workdir, small, road):
+    for name, readers in (("one", 0), ("two", 3)):
+        config = small.model_copy(update={**ROADS[road], "num_workers": readers})
+        finetune(workdir, config, run_folder=workdir / name, on_event=lambda event: None)
+    one, two = weights(workdir / "one"), weights(workdir / "two")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    "road, kind, count", [("cached features", "step", 5), ("cached features", "encode", 2), ("images", "step", 3)]
+)
+def test_a_run_stopped_by_a_signal_goes_on_to_the_same_end(workdir, small, road, kind, count):
+    config = small.model_copy(update=ROADS[road])
+    finetune(workdir, config, run_folder=workdir / "whole", on_event=lambda event: None)
+    (workdir / "features").exists() and os.rename(workdir / "features", workdir / "features-of-whole")
+    with pytest.raises(StoppedError) as caught:
+        finetune(workdir, config, run_folder=workdir / "parts", on_event=interrupt_at(kind, count))
+    assert caught.value.exit_code == 143
+    finetune(workdir, config, run_folder=workdir / "parts", resume="require", on_event=lambda event: None)
+    whole, parts = weights(workdir / "whole"), weights(workdir / "parts")
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    assert (workdir / "parts/log.jsonl").read_bytes() == (workdir / "whole/log.jsonl").read_bytes()
+
+
+def test_a_finished_run_says_so_and_does_nothing(workdir, small):
+    first = finetune(workdir, small, run_folder=workdir / "one", on_event=lambda event: None)
+    before = {path: path.stat().st_mtime_ns for path in (workdir / "one").rglob("*") if path.name != ".lock"}
+    again = finetune(workdir, small, run_folder=workdir / "one", on_event=lambda event: None)
+    assert again.was_finished and not first.was_finished
+    assert again.best_dice == first.best_dice
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+def test_changed_settings_are_named_and_refused(workdir, small):
+    finetune(workdir, small, run_folder=workdir / "one", on_event=lambda event: None)
+    changed = small.model_copy(update={"learning_rate": 1e-4, "num_workers": 5})
+    with pytest.raises(CheckpointError, match=r"learning_rate was 0\.001, is 0\.0001\.") as caught:
+        finetune(workdir, changed, run_folder=workdir / "one", on_event=lambda event: None)
+    assert "num_workers" not in str(caught.value)
+
+
+def test_there_must_be_something_to_resume(workdir, small):
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        finetune(workdir, small, run_folder=workdir / "one", resume="require", on_event=lambda event: None)
+
+
+def test_two_runs_in_one_folder_are_refused(workdir, small):
+    with lock_folder(workdir / "one"), pytest.raises(ResourceError, match="another run works in this folder"):
+        finetune(workdir, small, run_folder=workdir / "one", on_event=lambda event: None)
+
+
+def test_a_fold_that_is_not_there_is_refused(workdir, small):
+    with pytest.raises(ConfigError, match="no fold 7; the splits have 5"):
+        finetune(workdir, small, run_folder=workdir / "one", fold=7, on_event=lambda event: None)
+
+
+def test_a_backbone_of_another_patch_size_is_refused(workdir, small):
+    plan = Plan.read(workdir / "plan.json")
+    plan.model_copy(update={"patch_size": 14}).write(workdir / "plan.json")
+    with pytest.raises(PlanError, match="tokens of 14 pixels"):
+        finetune(workdir, small, run_folder=workdir / "one", on_event=lambda event: None)
+
+
+def test_features_of_a_backbone_that_trains_are_not_cached(workdir, small):
+    config = small.model_copy(update={"adaptation": "lora", "cache": "on"})
+    with pytest.raises(ConfigError, match="cannot be cached"):
+        finetune(workdir, config, run_folder=workdir / "one", on_event=lambda event: None)
+
+
+def test_a_cuda_device_that_is_not_there_is_refused_with_the_command_that_works(workdir, small):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(ResourceError, match="--device cpu"):
+        finetune(workdir, small, run_folder=workdir / "one", device="cuda", on_event=lambda event: None)
+
+
+def test_no_path_of_this_machine_stands_in_the_run(workdir, small, tmp_path):
+    finetune(workdir, small, run_folder=workdir / "runs/one", on_event=lambda event: None)
+    for path in (workdir / "runs/one").rglob("*"):
+        if path.is_file():
+            assert str(tmp_path).encode() not in path.read_bytes(), path.name
+
+
+def test_run_json_tells_what_was_done(workdir, small):
+    finetune(workdir, small, run_folder=workdir / "one", fold=2, on_event=lambda event: None)
+    record = read_json(workdir / "one/run.json")
+    assert record["config"]["learning_rate"] == 1e-3 and record["fold"] == 2
+    assert len(record["split"]["val"]) == 1 and len(record["split"]["train"]) == 4
+    assert record["outcome"]["ended_by"] == "steps"
+    assert record["num_parameters"]["trained"] < record["num_parameters"]["all"]
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_says_what_it_is_and_when_to_take_it(name):
+    assert RECIPES[name]().recipe == name
+    assert "Take it" in (RECIPES[name].__doc__ or "")
+    json.dumps(RECIPES[name]().to_json())
