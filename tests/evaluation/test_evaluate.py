@@ -45,7 +45,7 @@ def test_cases_structures_and_metrics_are_all_there(tmp_path):
     seen = []
     pairs = write_pairs(tmp_path, maps)
     scores = evaluate(pairs, LABELS, num_workers=2, on_progress=lambda *told: seen.append(told))
-    assert seen == [(1, 3, "a"), (2, 3, "b"), (3, 3, "c")]
+    assert seen == [(1, 3), (2, 3), (3, 3)]
     rows = {(row.case, row.structure): row for row in scores.cases}
     assert rows["a", "liver"].values["dice"] == rows["a", "lesion"].values["nsd"] == 1.0
     assert rows["c", "lesion"].outcome == "missed"

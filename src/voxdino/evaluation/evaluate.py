@@ -1,7 +1,7 @@
 """From pairs of label files to scores: read, check the grids, measure every structure, average with intervals."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from inspect import getdoc
@@ -22,6 +22,7 @@ from voxdino.evaluation.masks import MaskPair, pair_masks
 from voxdino.evaluation.metrics import METRICS
 from voxdino.evaluation.scores import FailedCase, Outcome, Scores, StructureCounts, StructureScores, Summary
 from voxdino.evaluation.statistics import FEW_CASES, mean_interval
+from voxdino.preparation.check import Progress
 
 
 @dataclass(frozen=True)
@@ -40,13 +41,13 @@ def evaluate(
     metrics: Sequence[str] = tuple(METRICS),
     num_workers: int | None = None,
     strict: bool = False,
-    on_progress: Callable[[int, int, str], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> Scores:
     """Score predictions against references, each pair on its own grid: (case id, prediction file, reference file).
 
     A pair that cannot be read or whose grids differ is listed in `failed` and the others go on; `strict` raises its
     error instead. Voxels that carry the label set's ignore id in the reference count as background in both masks.
-    on_progress(done, total, case) is called after every case. Errors: UsageError for an unknown metric.
+    on_progress(done, total) is called after every case. Errors: UsageError for an unknown metric.
     """
     options = options or ReadOptions()
     for name in metrics:
@@ -66,10 +67,10 @@ def evaluate(
 
     results: list[_ScoredCase | FailedCase] = []
     with ThreadPoolExecutor(num_workers or len(os.sched_getaffinity(0))) as pool:
-        for (case, _, _), result in zip(pairs, pool.map(score, pairs), strict=True):
+        for result in pool.map(score, pairs):
             results.append(result)
             if on_progress:
-                on_progress(len(results), len(pairs), case)
+                on_progress(len(results), len(pairs))
     scored = [result for result in results if isinstance(result, _ScoredCase)]
     failed = [result for result in results if isinstance(result, FailedCase)]
     return _summarise(scored, failed, labels, tolerance_mm, metrics)

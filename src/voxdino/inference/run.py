@@ -1,7 +1,7 @@
 """Many cases through one model: each written whole with its header, resumable, a bad one set aside and named."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from voxdino.core.volume import LabelMap
 from voxdino.inference.load import LoadedModel
 from voxdino.inference.predictor import LOGIT_BYTES, PredictSettings, predict_volume
 from voxdino.preparation.case import Case
+from voxdino.preparation.check import Progress
 from voxdino.preparation.dataset import read_case
 from voxdino.preparation.plan import Plan
 
@@ -25,8 +26,6 @@ RECORD_NAME = "predictions.json"
 RECORD_EVERY_S = 1.0  # cases done since the last record are predicted again after a kill, to the same bytes
 
 _KEPT_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")  # other inputs are pictures, or cannot hold labels without loss
-
-Progress = Callable[[int, int, str], None]  # (cases done, cases in all, id of the case just done)
 
 
 class CasePrediction(Record):
@@ -85,7 +84,7 @@ def predict_cases(
     strict:    stop at the first bad case with its own error. Otherwise it is listed, the others go on, and a
                PartialError comes at the end (the case's own error where there is only one case).
     overwrite: replace the predictions of another model or of other settings.
-    on_progress(done, total, case) is called after every case.
+    on_progress(done, total) is called after every case.
 
     Errors: UsageError where the folder holds other predictions; ResourceError for disk, lock and memory.
     """
@@ -121,7 +120,7 @@ def predict_cases(
                         raise
                     failed[case.id] = str(error)
                 if on_progress:
-                    on_progress(position, len(cases), case.id)
+                    on_progress(position, len(cases))
                 ledger.write_now_and_then()
         finally:
             record = ledger.write(failed)
