@@ -49,7 +49,13 @@ def test_one_picture_is_a_volume_of_one_slice(build):
 
 @pytest.mark.parametrize(
     "size, magnification, expected",
-    [((9, 14), 1.0, (12, 16)), ((8, 8), 1.0, (8, 8)), ((10, 30), 0.4, (4, 12)), ((56, 57), 3.0, (168, 172))],
+    [
+        ((9, 14), 1.0, (12, 16)),
+        ((8, 8), 1.0, (8, 8)),
+        ((10, 30), 0.4, (4, 12)),
+        ((56, 57), 3.0, (168, 172)),
+        ((40, 80), 1.1, (44, 88)),
+    ],  # 44.00000000000001 is no patch more
 )
 def test_the_network_sees_whole_patches(build, size, magnification, expected):
     assert build(magnification=magnification).network_size(size) == expected
@@ -139,7 +145,7 @@ def test_frozen_parts_stay_frozen_whatever_mode_is_asked_for(build, name):
 def test_frozen_features_carry_no_graph_and_can_be_kept(build):
     model = build()
     assert model.cacheable
-    assert not any(m.requires_grad for m in model.encode(volume()).maps)
+    assert not any(m.requires_grad for m in model.encode(volume().requires_grad_()).maps)
     image = volume()
     assert all(torch.equal(a, b) for a, b in zip(model.encode(image).maps, model.encode(image).maps, strict=True))
 
