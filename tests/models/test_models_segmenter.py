@@ -54,8 +54,8 @@ def test_one_picture_is_a_volume_of_one_slice(build):
         ((8, 8), 1.0, (8, 8)),
         ((10, 30), 0.4, (4, 12)),
         ((56, 57), 3.0, (168, 172)),
-        ((40, 80), 1.1, (44, 88)),
-    ],  # 44.00000000000001 is no patch more
+        ((100, 50), 2.2, (220, 112)),  # 100 * 2.2 / 4 is 55.00000000000001, and no patch more
+    ],
 )
 def test_the_network_sees_whole_patches(build, size, magnification, expected):
     assert build(magnification=magnification).network_size(size) == expected
