@@ -259,6 +259,16 @@ def test_imported_weights_load_by_name_and_compute_the_same(file, folder, vit, i
     assert load_backbone(folder / f"{card.name}.safetensors")[1] == card
 
 
+def test_aliases_of_one_storage_become_tensors_of_their_own(vit, folder, tmp_path):
+    state = dict(vit.state_dict())
+    state["norm.weight"] = state["norm.bias"] = torch.randn(24)
+    torch.save(state, tmp_path / "aliases.pth")
+    import_weights(tmp_path / "aliases.pth", folder)
+    loaded, _ = load_backbone("aliases", weights_folder=folder)
+    assert torch.equal(loaded.norm.weight, loaded.norm.bias)
+    assert loaded.norm.weight.data_ptr() != loaded.norm.bias.data_ptr()
+
+
 def test_the_input_of_an_import_is_not_modified(file, folder):
     before = file.read_bytes()
     import_weights(file, folder)

@@ -336,9 +336,12 @@ def _as_float32(tensors: Tensors, where: str | PathLike[str] | None) -> tuple[Te
         raise WeightsError(fact, where=where, fix="get the file again from its source.")
     kinds = {str(value.dtype).removeprefix("torch.") for value in tensors.values()} - {"float32"}
     cast = {key: value.to(torch.float32).contiguous() for key, value in tensors.items()}
+    seen: set[int] = set()
     for key, value in cast.items():
-        if value.untyped_storage().nbytes() != 4 * value.numel():  # a view into something larger
+        storage = value.untyped_storage()
+        if storage.nbytes() != 4 * value.numel() or storage.data_ptr() in seen:  # a view, or an alias of another tensor
             cast[key] = value.clone()
+        seen.add(storage.data_ptr())
     broken = [key for key, value in cast.items() if not bool(torch.isfinite(value).all())]
     if broken:
         fact = f"{len(broken)} tensors hold NaN or infinity: {_name_some(broken)}"
