@@ -53,6 +53,14 @@ def test_the_temporary_name_keeps_the_suffixes_and_the_folder(tmp_path):
         assert not (tmp_path / "case.v1.nii.gz").exists()
 
 
+def test_the_new_file_takes_the_name_and_never_writes_into_the_old_one(tmp_path):
+    write_bytes(tmp_path / "a.bin", b"old")
+    (tmp_path / "kept").hardlink_to(tmp_path / "a.bin")
+    write_bytes(tmp_path / "a.bin", b"new")
+    assert (tmp_path / "a.bin").read_bytes() == b"new"
+    assert (tmp_path / "kept").read_bytes() == b"old"
+
+
 def test_an_error_while_writing_leaves_the_old_file_and_nothing_else(tmp_path):
     write_bytes(tmp_path / "a.bin", b"old")
     with pytest.raises(KeyError), write_atomic(tmp_path / "a.bin") as temporary:

@@ -35,7 +35,7 @@ class VoxdinoError(Exception):
         return f"{place}{self.fact}{remedy}"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.fact, self.where, self.fix)
+        return _rebuild, (type(self), self.fact, self.where, self.fix), self.__dict__  # workers send errors by pickle
 
 
 def _rebuild(kind: type[VoxdinoError], fact: str, where: str | None, fix: str | None) -> VoxdinoError:

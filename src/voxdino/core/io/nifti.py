@@ -24,7 +24,7 @@ from voxdino.core.volume import Volume
 SUFFIXES = (".nii.gz", ".nii")
 PAIR_SUFFIXES = (".hdr", ".img", ".hdr.gz", ".img.gz")
 
-_COMPRESS_LEVEL = 4
+_COMPRESS_LEVEL = 3
 
 
 def read(path: Path, *, max_bytes: int | None = None, frames_as_channels: bool = False) -> Volume:
