@@ -113,6 +113,8 @@ class DivergedError(VoxdinoError):
 class StoppedError(VoxdinoError):
     """A signal stopped the run at a safe point."""
 
-    def __init__(self, fact: str, *, signal_number: int = 2, where: str | None = None, fix: str | None = None) -> None:
+    def __init__(
+        self, fact: str, *, signal_number: int = 2, where: str | PathLike[str] | None = None, fix: str | None = None
+    ) -> None:
         super().__init__(fact, where=where, fix=fix)
         self.exit_code = 128 + signal_number
