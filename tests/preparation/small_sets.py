@@ -32,22 +32,22 @@ class KnownBackbone(BackboneProbe):
 
 
 def make_plan(**changes: Any) -> Plan:
-    values = dict(
-        dataset="set",
-        fingerprint_digest="0",
-        ndim=3,
-        labels=LABELS,
-        channels=(ChannelPolicy(name="CT", source=0, kind="mr"),),
-        slice_axis="S",
-        in_plane_spacing=None,
-        magnification=2.0,
-        crop=(8, 8),
-        tile=(8, 8),
-        context_slices=1,
-        input_builder="neighbours",
-        batch_size=2,
-        patch_size=16,
-    )
+    values = {
+        "dataset": "set",
+        "fingerprint_digest": "0",
+        "ndim": 3,
+        "labels": LABELS,
+        "channels": (ChannelPolicy(name="CT", source=0, kind="mr"),),
+        "slice_axis": "S",
+        "in_plane_spacing": None,
+        "magnification": 2.0,
+        "crop": (8, 8),
+        "tile": (8, 8),
+        "context_slices": 1,
+        "input_builder": "neighbours",
+        "batch_size": 2,
+        "patch_size": 16,
+    }
     return Plan(**{**values, **changes})
 
 

@@ -242,7 +242,7 @@ def test_a_wrong_path_names_the_nearest_folder(tmp_path, path):
 
 def test_a_folder_without_a_data_set_says_what_is_there(tmp_path):
     (tmp_path / "scan.dcm").write_bytes(b"x")
-    with pytest.raises(DatasetError, match="Found: scan.dcm"):
+    with pytest.raises(DatasetError, match=r"Found: scan.dcm"):
         read_dataset(tmp_path)
 
 
@@ -291,7 +291,7 @@ def test_rounding_in_the_affine_is_accepted_and_shapes_are_not(tmp_path):
     dataset = read_dataset(root)
     volume, label = read_case(dataset.cases[0], OPTIONS, dataset.labels)
     assert label.grid is volume.grid
-    with pytest.raises(GeometryError, match="11 x 8 x 7 voxels, but case_01_0000.nii.gz has 11 x 9 x 7"):
+    with pytest.raises(GeometryError, match=r"11 x 8 x 7 voxels, but case_01_0000.nii.gz has 11 x 9 x 7"):
         read_case(dataset.cases[1], OPTIONS, dataset.labels)
 
 

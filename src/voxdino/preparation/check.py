@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -89,13 +90,14 @@ def survey(
     sizes = [file_bytes(item.case.files) for item in items]
     surveyed: dict[int, _Surveyed] = {}
     faults: dict[int, Fault] = {}
-    for outcome in run_over_cases(_survey_case, items, names, num_workers=num_workers, sizes=sizes):
-        if outcome.value is not None:
-            surveyed[outcome.index] = outcome.value
-        elif outcome.fault is not None:
-            faults[outcome.index] = outcome.fault
-        if on_progress is not None:
-            on_progress(len(surveyed) + len(faults), len(items))
+    with closing(run_over_cases(_survey_case, items, names, num_workers=num_workers, sizes=sizes)) as outcomes:
+        for outcome in outcomes:
+            if outcome.value is not None:
+                surveyed[outcome.index] = outcome.value
+            elif outcome.fault is not None:
+                faults[outcome.index] = outcome.fault
+            if on_progress is not None:
+                on_progress(len(surveyed) + len(faults), len(items))
     findings += [_fault_finding(dataset, fault.error) for _, fault in sorted(faults.items())]
     results = [result for _, result in sorted(surveyed.items())]
     for result in results:

@@ -152,7 +152,7 @@ def smallest_structure(fingerprint: Fingerprint) -> tuple[str, float] | None:
     return min(measured, key=lambda item: item[1]) if measured else None
 
 
-def world_medians(fingerprint: Fingerprint, values: Sequence[Sequence[float]]) -> dict[str, float]:
+def world_medians(fingerprint: Fingerprint, values: Sequence[Sequence[int | float]]) -> dict[str, float]:
     """Medians over the cases of values per array axis, by world axis: {"R": ..., "A": ..., "S": ...}."""
     by_world = [case.along_world(value) for case, value in zip(fingerprint.cases, values, strict=True)]
     return {axis: float(np.median([value[axis] for value in by_world])) for axis in ("R", "A", "S")}

@@ -174,7 +174,7 @@ def _measure_structures(
     ndim = grid.ndim
     if not ids_map.any():
         return {}, {}
-    labels = np.ascontiguousarray(ids_map[_bounding_box(ids_map)])
+    labels = np.require(ids_map[_bounding_box(ids_map)], requirements=["C", "W"])  # cc3d takes no read-only array
     components = cc3d.connected_components(labels, connectivity=26 if ndim == 3 else 8)
     statistics = cc3d.statistics(components, no_slice_conversion=True)
     sizes = statistics["voxel_counts"][1:]

@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from voxdino.core.errors import VoxdinoError
+from voxdino.core.errors import ResourceError, VoxdinoError, WeightsError
+from voxdino.core.records import nearest
 from voxdino.preparation.workers import available_memory
 
 _STEPS = {"cpu": (1, 2), "cuda": (2, 6)}  # batch sizes measured
@@ -44,7 +45,11 @@ def _open(source: str) -> tuple[Any, dict[str, Any]]:
         with torch.device("meta"):
             backbone = ViT(BACKBONES[name])
     else:
-        backbone = load_backbone(source)[0]
+        try:
+            backbone = load_backbone(source)[0]
+        except WeightsError as error:
+            hint = nearest(name, BACKBONES) if error.where == source else ""  # a name, not a file
+            raise WeightsError(f"{error.fact}{hint}", where=error.where, fix=error.fix) from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
     num_parameters = sum(parameter.numel() for parameter in backbone.parameters())
     return backbone, {"patch_size": backbone.patch_size, "num_parameters": num_parameters, "device": device}
@@ -70,7 +75,6 @@ def _measure(
     """
     import torch
 
-    from voxdino.core.errors import ResourceError
     from voxdino.models.registry import INPUT_BUILDERS
     from voxdino.models.segmenter import ModelConfig, build_segmenter
 

@@ -8,7 +8,7 @@ import base64
 import hashlib
 import time
 import zlib
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -213,12 +213,14 @@ def prepare(
             sweep_temporary(folder)
             sweep_temporary(folder / CASES)
 
-        for outcome in run_over_cases(
-            _prepare_one, items, names, num_workers=num_workers, sizes=sizes, on_started=begin
-        ):
+        outcomes = stack.enter_context(
+            closing(run_over_cases(_prepare_one, items, names, num_workers=num_workers, sizes=sizes, on_started=begin))
+        )
+        for outcome in outcomes:
             if outcome.value is not None:
                 done[outcome.index] = outcome.value
             elif outcome.fault is not None and strict:
+                outcome.fault.error.add_note(outcome.fault.details)  # shown with --debug
                 raise outcome.fault.error
             elif outcome.fault is not None:
                 faults[outcome.index] = outcome.fault

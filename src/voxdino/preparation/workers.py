@@ -7,10 +7,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -51,8 +51,8 @@ def run_over_cases(
     num_workers: int | None = None,
     sizes: Sequence[int] = (),
     on_started: Callable[[], None] | None = None,
-) -> Iterator[Outcome[Result]]:
-    """`task(item)` for every item, in order of completion.
+) -> Generator[Outcome[Result], None, None]:
+    """`task(item)` for every item, in order of completion. Use it with `contextlib.closing`: it ends the workers.
 
     names:      how messages call the items (case ids).
     sizes:      bytes of the files to read, per item. Where num_workers is None, little work stays in this process, and
@@ -69,15 +69,14 @@ def run_over_cases(
     if num_workers <= 1:
         if on_started is not None:
             on_started()
-        outcomes: Iterator[Outcome[Result]] = (
-            _attempt(task, item, index, names[index]) for index, item in enumerate(items)
-        )
+        outcomes = (_attempt(task, item, index, names[index]) for index, item in enumerate(items))
     else:
         outcomes = _run_in_pool(task, items, names, num_workers, on_started)
-    for outcome in outcomes:
-        if outcome.fault is not None and isinstance(outcome.fault.error, ResourceError):
-            raise outcome.fault.error  # a full disk fails every case
-        yield outcome
+    with closing(outcomes):
+        for outcome in outcomes:
+            if outcome.fault is not None and isinstance(outcome.fault.error, ResourceError):
+                raise outcome.fault.error  # a full disk fails every case
+            yield outcome
 
 
 def _run_in_pool(
@@ -86,7 +85,7 @@ def _run_in_pool(
     names: Sequence[str],
     num_workers: int,
     on_started: Callable[[], None] | None,
-) -> Iterator[Outcome[Result]]:
+) -> Generator[Outcome[Result], None, None]:
     context = _context()
     slots = context.Array("i", [-1] * num_workers)  # per worker, the index of the case in work
     turn = context.Value("i", 0)
