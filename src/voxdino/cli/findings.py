@@ -5,6 +5,7 @@ from pathlib import Path
 from voxdino.core.errors import DatasetError, SafetyError, VoxdinoError
 from voxdino.preparation.check import CheckReport
 
+_NAMED_FILES = 8  # of those a finding holds for; --json has all
 _REFUSED_FOR_SAFETY = "A7"  # the catalogue's row of files that declare or unpack to more than they may
 
 
@@ -14,7 +15,9 @@ def print_findings(report: CheckReport) -> None:
         print(f"{finding.severity:<7} {finding.code:<4} {finding.where}: {finding.fact}")
         print(f"{'':<12} {finding.consequence} Fix: {finding.fix}")
         if finding.others:
-            print(f"{'':<12} also: {', '.join(finding.others)}")
+            num_more = len(finding.others) - _NAMED_FILES
+            more = f" and {num_more} more (all of them: --json)" if num_more > 0 else ""
+            print(f"{'':<12} also: {', '.join(finding.others[:_NAMED_FILES])}{more}")
     kinds = [finding.severity for finding in report.findings]
     told = ", ".join(f"{kinds.count(kind)} {kind}s" for kind in ("error", "warning", "note") if kind in kinds)
     print(f"{report.dataset}: {report.num_cases} cases, {told or 'nothing to complain about'}")
