@@ -139,6 +139,7 @@ def test_volumes_are_not_flipped_by_default_and_pictures_are():
 
 
 def test_seeds_name_samples():
-    keys = [(0, 1, "a", 3), (1, 1, "a", 3), (0, 2, "a", 3), (0, 1, "b", 3), (0, 1, "a", 4)]
-    assert len({sample_seed(*key) for key in keys}) == 5
-    assert sample_seed(0, 1, "a", 3) == 7859493760075712451
+    first = (0, 1, 2, "a", 3)
+    others = [(1, 1, 2, "a", 3), (0, 2, 2, "a", 3), (0, 1, 3, "a", 3), (0, 1, 2, "b", 3), (0, 1, 2, "a", 4)]
+    assert len({sample_seed(*key) for key in [first, *others]}) == 6
+    assert sample_seed(*first) == 9073654796954972202

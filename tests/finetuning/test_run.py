@@ -81,7 +81,8 @@ def test_the_same_seed_gives_the_same_model_whatever_the_readers(workdir, small,
 def test_a_run_stopped_by_a_signal_goes_on_to_the_same_end(workdir, small, road, kind, count):
     config = small.model_copy(update=ROADS[road])
     finetune(workdir, config, run_folder=workdir / "whole", on_event=lambda event: None)
-    (workdir / "features").exists() and os.rename(workdir / "features", workdir / "features-of-whole")
+    if (workdir / "features").exists():
+        (workdir / "features").rename(workdir / "features-of-whole")
     with pytest.raises(StoppedError) as caught:
         finetune(workdir, config, run_folder=workdir / "parts", on_event=interrupt_at(kind, count))
     assert caught.value.exit_code == 143

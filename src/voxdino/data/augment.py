@@ -53,9 +53,9 @@ class AugmentConfig(Record):
         return self.model_copy(update={"flips": flips})
 
 
-def sample_seed(seed: int, epoch: int, case_id: str, depth: int) -> int:
+def sample_seed(seed: int, epoch: int, index: int, case_id: str, depth: int) -> int:
     """63 bits that name a sample; the same on every machine (Python's hash() is not)."""
-    digest = hashlib.sha256(f"{seed}/{epoch}/{case_id}/{depth}".encode()).digest()
+    digest = hashlib.sha256(f"{seed}/{epoch}/{index}/{case_id}/{depth}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1
 
 

@@ -69,7 +69,7 @@ def assemble(store: CaseStore, draws: Sequence[Draw], *, context: int, seed: int
         case_ids=tuple(draw.case_id for draw in draws),
         padding=torch.from_numpy(np.stack([crop.padding for crop in crops])),
         spacing=torch.tensor([crop.spacing for crop in crops]),
-        seeds=tuple(sample_seed(seed, draw.epoch, draw.case_id, draw.box[0][0]) for draw in draws),
+        seeds=tuple(sample_seed(seed, draw.epoch, draw.index, draw.case_id, draw.box[0][0]) for draw in draws),
     )
 
 

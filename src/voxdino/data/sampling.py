@@ -53,11 +53,12 @@ class CaseExtent:
 class Draw:
     """One sample: a case and the box cut from it, in prepared voxels; the box may reach beyond the volume.
 
-    epoch: seeds the augmentation together with the case and the first slice; 0 is the plain, unaugmented view.
+    epoch, index: seed the augmentation together with the case and its slice; epoch 0 is the plain, unaugmented view.
     """
 
     case_id: str
     epoch: int
+    index: int
     box: tuple[Range, Range, Range]
 
 
@@ -84,7 +85,7 @@ class Sampler:
         rng = np.random.default_rng([self.seed, 1, epoch, index])
         kind = rng.random()
         if kind < self.quotas.foreground and (voxel := _foreground_voxel(case, rng)) is not None:
-            return Draw(case.case_id, epoch, self._around(case, voxel, rng))
+            return Draw(case.case_id, epoch, index, self._around(case, voxel, rng))
         empty = self._empty[case.case_id]
         if kind >= 1 - self.quotas.empty and len(empty):
             depth = int(rng.choice(empty))
@@ -92,7 +93,7 @@ class Sampler:
             depth = int(rng.integers(case.shape[0]))
         first = _clip_start(depth - self.slab // 2, case.shape[0], self.slab)
         rows, columns = (_anywhere(case.shape[axis + 1], self.crop[axis], rng) for axis in (0, 1))
-        return Draw(case.case_id, epoch, ((first, first + self.slab), rows, columns))
+        return Draw(case.case_id, epoch, index, ((first, first + self.slab), rows, columns))
 
     def view(self, case_id: str, depth: int, epoch: int) -> Draw:
         """The sample of one given slice in view `epoch`: for pools of cached features and for validation.
@@ -115,7 +116,7 @@ class Sampler:
                 ranges.append(_near(int(voxel[axis + 1]), size, crop, rng))
             else:
                 ranges.append(_anywhere(size, crop, rng))
-        return Draw(case_id, epoch, ((depth, depth + 1), ranges[0], ranges[1]))
+        return Draw(case_id, epoch, 0, ((depth, depth + 1), ranges[0], ranges[1]))
 
     def _around(self, case: CaseExtent, voxel: NDArray[Any], rng: np.random.Generator) -> tuple[Range, Range, Range]:
         first = _clip_start(int(voxel[0]) - int(rng.integers(self.slab)), case.shape[0], self.slab)

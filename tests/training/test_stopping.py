@@ -1,0 +1,48 @@
+"""Signals: the first marks a request, the second acts at once, and handlers are put back."""
+
+import os
+import signal
+import threading
+
+import pytest
+
+from voxdino.training.stopping import stop_on_signals
+
+
+def send(number):
+    os.kill(os.getpid(), number)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_signal_only_asks(number):
+    with stop_on_signals() as request:
+        assert not request
+        send(number)
+        assert request and request.signal_number == number
+
+
+def test_the_second_ctrl_c_interrupts_at_once():
+    with pytest.raises(KeyboardInterrupt), stop_on_signals() as request:
+        send(signal.SIGINT)
+        assert request
+        send(signal.SIGINT)
+
+
+def test_handlers_are_as_before_afterwards():
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with stop_on_signals():
+        send(signal.SIGTERM)
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_in_another_thread_signals_are_left_alone():
+    seen = []
+
+    def work():
+        with stop_on_signals() as request:
+            seen.append(bool(request))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [False]
