@@ -28,5 +28,5 @@ def test_without_a_budget_the_clock_does_not_count():
 
 
 def test_with_a_budget_whichever_ends_first_counts():
-    assert progress_of(30, 120, elapsed_s=50, time_budget_s=100) == 0.5
-    assert progress_of(90, 120, elapsed_s=50, time_budget_s=100) == 0.75
+    assert progress_of(30, 120, elapsed_s=50.0, time_budget_s=100.0) == 0.5
+    assert progress_of(90, 120, elapsed_s=50.0, time_budget_s=100.0) == 0.75

@@ -52,8 +52,8 @@ class Event:
 
     kind: str
     text: str = ""
-    done: float = 0.0
-    total: float = 0.0
+    done: int = 0
+    total: int = 0
 
 
 Listener = Callable[[Event], None]
