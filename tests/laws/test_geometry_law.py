@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from voxdino.core.geometry import Grid
-from voxdino.core.io import read_label_map, write_label_map
+from voxdino.core.io import read_label_map, read_volume, write_label_map
 from voxdino.core.labels import LabelSet
 from voxdino.core.volume import LabelMap, Volume
 from voxdino.inference.export import export_labels
@@ -138,3 +138,29 @@ def test_pictures_come_back(tmp_path):
     predicted = export_labels(one_hot_slabs(prepared.label, 4), prepared.geometry, LABELS)
     np.testing.assert_array_equal(predicted.array, array)
     assert predicted.grid.ndim == 2
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize(
+    "image, label",
+    [
+        ("ct_mr/example_ct.nii.gz", "ct_mr/example_ct_seg104_silver.nii.gz"),
+        ("ct_mr/example_mr_sm.nii.gz", "ct_mr/example_seg_mr.nii.gz"),
+        ("hippocampus/imagesTr/hippocampus_001_0000.nii.gz", "hippocampus/labelsTr/hippocampus_001.nii.gz"),
+    ],
+)
+@pytest.mark.parametrize("slice_axis", ["S", "A", "R"])
+def test_real_label_maps_come_back_under_the_headers_of_their_images(shared_folder, tmp_path, image, label, slice_axis):
+    volume, reference = read_volume(shared_folder / "data" / image), read_label_map(shared_folder / "data" / label)
+    if volume.grid.shape != reference.grid.shape:
+        pytest.skip("these files are of different scans")
+    values = tuple(int(value) for value in np.unique(reference.array))
+    labels = LabelSet(names=tuple(f"label {value}" for value in values), ids=values)
+    plan = make_plan(slice_axis).model_copy(update={"labels": labels})
+    prepared = prepare_case("case", volume, reference, plan)
+    assert prepared.label is not None
+    predicted = export_labels(one_hot_slabs(prepared.label, len(values), 1), prepared.geometry, labels)
+    write_label_map(tmp_path / "prediction.nii.gz", predicted, like=shared_folder / "data" / image)
+    written = read_label_map(tmp_path / "prediction.nii.gz")
+    np.testing.assert_array_equal(written.array, reference.array)
+    np.testing.assert_allclose(written.grid.affine, volume.grid.affine, atol=1e-6, rtol=0)
