@@ -3,6 +3,7 @@
 import json
 from itertools import product
 from math import isnan
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,10 +69,9 @@ def test_surface_metrics_equal_brute_force(shape, seed):
         assert got["nsd"] == pytest.approx(nsd, abs=1e-9)
 
 
-@pytest.mark.shared
-def test_surface_metrics_equal_the_surface_distance_package(shared_folder):
-    values = json.loads((shared_folder / "reference-values" / "metrics.json").read_text())
-    masks = load_file(shared_folder / "reference-values" / "metrics.safetensors")
+def test_surface_metrics_equal_the_surface_distance_package():
+    folder = Path(__file__).parent / "reference-values"
+    values, masks = json.loads((folder / "metrics.json").read_text()), load_file(folder / "metrics.safetensors")
     num_compared = 0
     for name, case in values["cases"].items():
         prediction, reference = (masks[f"{name}.{which}"].astype(bool) for which in ("prediction", "reference"))
