@@ -21,6 +21,7 @@ from voxdino.cli.options import (
     WorkersOption,
 )
 from voxdino.cli.output import end, format_seconds, relative, say
+from voxdino.core.errors import DatasetError
 
 
 def finetune(
@@ -54,6 +55,9 @@ def finetune(
         settings=finetune_settings(set_),
     )
     run_folder = run_folder_of(workdir, name, recipe, fold)
+    if not (workdir / "plan.json").is_file():
+        fix = "voxdino prepare DATASET first, with the same --workdir."
+        raise DatasetError("no plan.json here: nothing is prepared.", where=workdir, fix=fix)
     if dry_run:
         if not json:
             print(f"would fine-tune {describe_config(config)}, fold {fold}, into {relative(run_folder)}")

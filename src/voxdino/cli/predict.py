@@ -23,13 +23,16 @@ def predict(
     json: JsonOption = False,
 ) -> None:
     """Segment images with a fine-tuned model. Run it again to continue; finished cases are kept."""
+    from voxdino.cli.summaries import partial_result, print_inputs, print_predictions
     from voxdino.inference.cases import find_cases
 
     cases = find_cases(inputs)
     if dry_run:
-        _say_what(cases_of=[(case.id, case.images) for case in cases], run=run, out=out)
+        if not json:
+            print_inputs(cases)
+            print(f"would predict {len(cases)} cases with {run} into {out}")
+        end({"cases": [case.id for case in cases]}, None, as_json=json)
         return
-    from voxdino.cli.summaries import partial_result, print_predictions
     from voxdino.core.errors import PartialError
     from voxdino.inference.load import load_model
     from voxdino.inference.predictor import PredictSettings
@@ -59,14 +62,3 @@ def predict(
     if not json:
         print_predictions(summary, cases)
     end(summary.to_json(), None, as_json=json)
-
-
-def _say_what(cases_of: list[tuple[str, tuple[Path, ...]]], run: Path, out: Path) -> None:
-    from voxdino.core.geometry import format_shape, format_spacing
-    from voxdino.core.io import read_grid
-
-    for case, images in cases_of[:MAX_LINES]:
-        grid, _ = read_grid(images[0])
-        print(f"{case}  {format_shape(grid.shape)} at {format_spacing(grid.spacing, grid.unit)}")
-    more = f" (the first {MAX_LINES} are listed)" if len(cases_of) > MAX_LINES else ""
-    print(f"would predict {len(cases_of)} cases with {run} into {out}{more}; nothing was written")

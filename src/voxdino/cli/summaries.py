@@ -16,7 +16,16 @@ from voxdino.evaluation.scores import Scores
 from voxdino.inference.run import RECORD_NAME, PredictSummary
 from voxdino.preparation.case import Case
 
-MAX_LINES = 20  # predictions told one by one
+MAX_LINES = 20  # cases told one by one
+
+
+def print_inputs(cases: Sequence[Case]) -> None:
+    """Per case its grid, read from the header alone."""
+    for case in cases[:MAX_LINES]:
+        grid, _ = read_grid(case.images[0])
+        print(f"{case.id}  {format_shape(grid.shape)} at {format_spacing(grid.spacing, grid.unit)}")
+    if len(cases) > MAX_LINES:
+        print(f"... and {len(cases) - MAX_LINES} more")
 
 
 def print_predictions(summary: PredictSummary, cases: Sequence[Case]) -> None:

@@ -1,0 +1,229 @@
+"""The commands on a few phantoms: one road, the same command again, and what each of them refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from voxdino.cli import main
+from voxdino.preparation.phantoms import draw_phantoms
+
+TINY = ["--backbone", "random:tiny", "--device", "cpu", "--workers", "1"]
+PLAN = ["--set", "plan.magnification=1.0", "--set", "plan.batch_size=2", "--set", "plan.num_folds=3"]
+TRAINING = ["adaptation=full", "decoder_width=8", "num_epochs=2", "steps_per_epoch=3", "batch_size=2"]
+SMALL = [*TINY, *PLAN, *(word for item in TRAINING for word in ("--set", item))]
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_phantoms(tmp_path_factory.mktemp("data") / "phantoms", num_cases=3, seed=4)
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Path:
+    folder = tmp_path_factory.mktemp("work")
+    assert main(["run", str(phantoms), "--workdir", str(folder), *SMALL]) == 0
+    return folder
+
+
+@pytest.fixture
+def run_folder(workdir: Path) -> Path:
+    return workdir / "runs" / "segdino_v2_fold0"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def placed(args: list[str], places: dict[str, Path]) -> list[str]:
+    """The arguments with the first place they name put in."""
+    for name, place in places.items():
+        args = [arg.replace(name, str(place)) if arg.startswith(name) else arg for arg in args]
+    return args
+
+
+def test_one_command_leads_from_scans_to_scores(workdir, run_folder):
+    facts = ["check.json", "fingerprint.json", "plan.json", "splits.json", "prepared/manifest.json"]
+    results = ["run.json", "model.safetensors", "model.json", "log.jsonl", "curves.png", "scores.json", "picture.png"]
+    assert all((workdir / name).is_file() for name in facts) and all((run_folder / name).is_file() for name in results)
+    held_back = json.loads((workdir / "splits.json").read_text())[0]["val"]
+    assert sorted(path.name for path in (run_folder / "validation").glob("*.nii.gz")) == [
+        f"{case}.nii.gz" for case in held_back
+    ]
+
+
+def test_the_same_command_again_does_nothing_twice(workdir, run_folder, phantoms, capsys):
+    before = files(run_folder)
+    assert main(["run", str(phantoms), "--workdir", str(workdir), *SMALL, "--json"]) == 0
+    shown = capsys.readouterr()
+    assert files(run_folder) == before
+    assert "finished before" in shown.err and "were there already" in shown.err
+    told = json.loads(shown.out)
+    assert told["run"]["was_finished"] and {row["metric"] for row in told["scores"]["summary"]} >= {"dice", "hd95"}
+
+
+def test_predictions_of_the_same_cases_score_the_same(workdir, run_folder, phantoms, tmp_path, capsys):
+    case = json.loads((workdir / "splits.json").read_text())[0]["val"][0]
+    image = phantoms / "imagesTr" / f"{case}_0000.nii.gz"
+    assert main(["predict", str(image), "--run", str(run_folder), "--out", str(tmp_path), "--device", "cpu"]) == 0
+    assert "ml" in capsys.readouterr().out
+    assert (tmp_path / f"{case}.nii.gz").read_bytes() == (run_folder / "validation" / f"{case}.nii.gz").read_bytes()
+    assert main(["evaluate", str(tmp_path), str(phantoms), "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert scores["cases"] == [row for row in json.loads((run_folder / "scores.json").read_text())["cases"]
+                               if row["case"] == case]  # fmt: skip
+
+
+def test_one_bad_image_does_not_stop_the_others(run_folder, phantoms, tmp_path, capsys):
+    images = tmp_path / "images"
+    images.mkdir()
+    good = phantoms / "imagesTr" / "phantom_000_0000.nii.gz"
+    (images / good.name).write_bytes(good.read_bytes())
+    (images / "broken_0000.nii.gz").write_bytes(good.read_bytes()[:-30])
+    args = ["predict", str(images), "--run", str(run_folder), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    assert main([*args, "--json"]) == 6
+    shown = capsys.readouterr()
+    told = json.loads(shown.out)
+    assert told["error"]["exit_code"] == 6 and list(told["record"]["failed"]) == ["broken"]
+    assert (tmp_path / "out" / "phantom_000.nii.gz").is_file() and "broken_0000.nii.gz" in shown.err
+    assert main([*args, "--strict"]) == 3
+
+
+def test_a_folder_of_references_needs_to_be_told_its_labels(run_folder, phantoms, capsys):
+    folders = [str(phantoms / "labelsTr"), str(phantoms / "labelsTr")]
+    assert main(["evaluate", *folders, "--out", str(run_folder.parent / "s.json")]) == 2
+    assert "--labels" in capsys.readouterr().err
+    labels = [
+        "--labels",
+        str(phantoms / "dataset.json"),
+        "--metrics",
+        "dice",
+        "--out",
+        str(run_folder.parent / "s.json"),
+    ]
+    assert main(["evaluate", *folders, *labels]) == 0
+    assert "1.000" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["prepare", "DATA", "--workdir", "NEW", *TINY[:2], *PLAN, "--dry-run"],
+        ["run", "DATA", "--workdir", "NEW", *SMALL, "--dry-run"],
+        ["finetune", "--workdir", "WORK", "--name", "other", "--dry-run"],
+        ["predict", "DATA/imagesTr", "--run", "RUN", "--out", "NEW", "--dry-run"],
+        ["check", "DATA"],
+    ],
+    ids=lambda args: args[0],
+)
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(args, workdir, run_folder, phantoms, tmp_path, capsys):
+    places = {"DATA": phantoms, "NEW": tmp_path / "new", "WORK": workdir, "RUN": run_folder}
+    before = files(workdir)
+    assert main(placed(args, places)) == 0
+    assert capsys.readouterr().out
+    assert files(workdir) == before and not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    "args, code, words",
+    [
+        (["finetune", "--workdir", "NOWHERE"], 3, "voxdino prepare"),
+        (["finetune", "--workdir", "WORK", "--recipe", "segdino_v3"], 2, "Did you mean 'segdino_v2'?"),
+        (["finetune", "--workdir", "WORK", "--set", "decoder_widht=64"], 2, "Did you mean 'decoder_width'?"),
+        (["finetune", "--workdir", "WORK", "--set", "plan.crop=[64,64]"], 2, "voxdino prepare"),
+        (["finetune", "--workdir", "WORK", "--fold", "9", *TINY], 3, "fold 9"),
+        (["finetune", "--workdir", "WORK", "--name", "m", "--backbone", "dinov3_vits16"], 3, "voxdino weights pull"),
+        (["finetune", "--workdir", "WORK", "--name", "m", "--backbone", "no_such.pth"], 3, "no_such.pth"),
+        (["finetune", "--workdir", "WORK", "--time-budget", "soon"], 2, "10m"),
+        (
+            ["run", "DATA", "--workdir", "WORK", *TINY, "--set", "plan.magnifcation=2"],
+            2,
+            "Did you mean 'magnification'?",
+        ),
+        (["prepare", "DATA", "--workdir", "WORK", "--set", "decoder=linear"], 2, "voxdino finetune"),
+        (["predict", "DATA/imagesTr", "--run", "NOWHERE", "--out", "NEW"], 3, "no such run folder"),
+        (["predict", "NOWHERE", "--run", "RUN", "--out", "NEW"], 3, "no such file or folder"),
+        (["evaluate", "DATA/labelsTr", "DATA", "--metrics", "dize", "--out", "NEW"], 2, "Did you mean 'dice'?"),
+        (["weights", "inspect", "NOWHERE"], 3, "no such file"),
+        (["weights", "pull", "dinov3_vits"], 2, "Did you mean 'dinov3_vits16"),
+        (["list", "recipe"], 2, "recipes"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_refusals_name_the_way_on(args, code, words, workdir, run_folder, phantoms, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("VOXDINO_WEIGHTS", str(tmp_path / "weights"))
+    places = {"DATA": phantoms, "NEW": tmp_path / "new", "WORK": workdir, "RUN": run_folder, "NOWHERE": tmp_path / "no"}
+    assert main(placed(args, places)) == code, capsys.readouterr().err
+    told = capsys.readouterr().err.strip().splitlines()[-1]
+    assert words in told and told.startswith("voxdino: ") and " Fix: " in told
+
+
+def test_a_workdir_belongs_to_one_data_set(workdir, tmp_path, capsys):
+    other = draw_phantoms(tmp_path / "other", num_cases=3, seed=5)
+    before = files(workdir)
+    assert main(["prepare", str(other), "--workdir", str(workdir), *TINY[:2], *PLAN]) == 2
+    assert "'phantoms'" in capsys.readouterr().err and files(workdir) == before
+
+
+def test_a_case_that_cannot_be_used_is_set_aside_and_told(phantoms, tmp_path, capsys):
+    data = draw_phantoms(tmp_path / "data", num_cases=4, seed=4)
+    broken = data / "imagesTr" / "phantom_002_0000.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:-100])
+    args = ["prepare", str(data), "--workdir", str(tmp_path / "work"), *TINY[:2], *PLAN]
+    assert main(args) == 6
+    assert "phantom_002_0000.nii.gz" in capsys.readouterr().err
+    splits = (tmp_path / "work" / "splits.json").read_text()
+    assert "phantom_003" in splits and "phantom_002" not in splits
+    assert main([*args, "--strict"]) == 3
+
+
+@pytest.mark.parametrize("table", ["recipes", "backbones", "decoders", "inputs", "readers", "metrics"])
+def test_every_table_is_listed_with_a_line_about_each_entry(table, capsys):
+    assert main(["list", table, "--json"]) == 0
+    entries = json.loads(capsys.readouterr().out)[table]
+    assert entries and all(entries.values())
+    assert main(["list", table]) == 0
+    assert all(name in capsys.readouterr().out for name in list(entries)[:1])
+
+
+def test_weights_are_imported_listed_and_inspected(tmp_path, capsys):
+    from safetensors.torch import save_file
+
+    from voxdino.models.weights import load_backbone
+
+    vit, _ = load_backbone("random:tiny")
+    source = tmp_path / "mine.safetensors"
+    save_file(dict(vit.state_dict()), source)
+    folder = ["--weights-folder", str(tmp_path / "weights")]
+    heads = ["--set", f"num_heads={vit.config.num_heads}"]
+    assert main(["weights", "import", str(source), *heads, *folder]) == 0
+    shown = capsys.readouterr()
+    assert "--backbone mine" in shown.out and "licence" in shown.err
+    assert main(["weights", "list", *folder, "--json"]) == 0
+    assert [card["name"] for card in json.loads(capsys.readouterr().out)["here"]] == ["mine"]
+    assert main(["weights", "inspect", str(tmp_path / "weights" / "mine.safetensors")]) == 0
+    assert "patch 16" in capsys.readouterr().out
+
+
+def test_doctor_says_what_the_machine_offers(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("VOXDINO_WEIGHTS", str(tmp_path))
+    assert main(["doctor", "--workdir", str(tmp_path / "w"), "--json"]) == 0
+    names = {fact["name"] for fact in json.loads(capsys.readouterr().out)}
+    assert names >= {"voxdino", "python", "torch", "cpu", "memory", "disk", "workdir", "weights"}
+
+
+@pytest.mark.shared
+def test_doctor_compares_with_reference_values(shared_folder, capsys):
+    assert main(["doctor", "--reference-values", str(shared_folder / "reference-values")]) == 0
+    shown = capsys.readouterr()
+    assert "segdino_v2_decoder" in shown.out and "within tolerance" in shown.err
+
+
+def test_doctor_fails_above_the_tolerance(monkeypatch, tmp_path, capsys):
+    from voxdino.models.reference import ReferenceResult
+
+    found = [ReferenceResult("vit", 3e-3, 1e-5, False), ReferenceResult("later", None, 1e-5, False, "not built yet")]
+    monkeypatch.setattr("voxdino.models.reference.check_reference_values", lambda folder: found)
+    assert main(["doctor", "--reference-values", str(tmp_path)]) == 1
+    shown = capsys.readouterr()
+    assert "FAILED" in shown.out and "vit: voxdino computes something else" in shown.err
