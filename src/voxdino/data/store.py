@@ -21,6 +21,8 @@ from voxdino.preparation.prepare import CaseRecord, ChannelScaling, normalise
 IGNORED = -1  # label in memory of voxels that neither train nor count; files say 255, or 65535 where classes are many
 
 OPEN_FILES_PER_THREAD = 64
+KEPT_ARRAY_BYTES = 2 << 20  # arrays up to this size are decompressed once and kept: their crops are nearly all of them
+KEPT_BYTES = 512 << 20  # of such arrays, together
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +58,8 @@ class CaseStore:
             self.manifest.verify(folder)
         self.ids = tuple(sorted(path.name.removesuffix(".json") for path in (folder / "cases").glob("*.json")))
         self._local = threading.local()
+        self._kept: dict[Path, NDArray[Any]] = {}
+        self._kept_bytes = 0
         self._record = lru_cache(maxsize=None)(self._read_record)
 
     def record(self, case_id: str) -> CaseRecord:
@@ -76,7 +80,7 @@ class CaseStore:
         return CaseExtent(case_id, self.shape(case_id), locations)
 
     def read_image(self, case_id: str, box: Sequence[Range]) -> NDArray[Any]:
-        """(C, d, h, w) file values of a box inside the volume."""
+        """(C, d, h, w) file values of a box inside the volume; not to be written to."""
         return self._read(case_id, "image", (slice(None), *(slice(*ends) for ends in box)))
 
     def read_label(self, case_id: str, box: Sequence[Range]) -> NDArray[Any]:
@@ -134,7 +138,16 @@ class CaseStore:
     def _read(self, case_id: str, kind: str, index: tuple[slice, ...]) -> NDArray[Any]:
         path = self.folder / "cases" / f"{case_id}.{kind}.b2nd"
         try:
-            return self._open(path)[index]
+            kept = self._kept.get(path)
+            if kept is None:
+                file = self._open(path)
+                if not self._can_keep(file):
+                    return file[index]
+                kept = file[...]
+                kept.setflags(write=False)
+                self._kept[path] = kept
+                self._kept_bytes += kept.nbytes
+            return kept[index]
         except VoxdinoError:
             raise
         except (OSError, RuntimeError, ValueError) as error:
@@ -143,6 +156,10 @@ class CaseStore:
                 where=path,
                 fix="delete the file and run `voxdino prepare` again.",
             ) from error
+
+    def _can_keep(self, file: ArrayFile) -> bool:
+        num_bytes = int(np.prod(file.shape)) * file.dtype.itemsize
+        return num_bytes <= KEPT_ARRAY_BYTES and self._kept_bytes + num_bytes <= KEPT_BYTES
 
     def _open(self, path: Path) -> ArrayFile:
         """This thread's handle: a blosc2 array must not be read by two threads at once."""
