@@ -27,7 +27,7 @@ demo: $(STAMP)
 	$(BIN)/voxdino demo --workdir demo-output
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m "not slow and not gpu" $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow and not gpu" $(TESTS)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "not gpu" $(TESTS)

@@ -12,6 +12,7 @@ import torch
 from voxdino.data.store import CaseStore
 from voxdino.inference.tiles import tile_boxes
 from voxdino.models.backbones.vit import ViT
+from voxdino.models.precision import autocast, uses_bf16
 from voxdino.preparation.plan import Plan
 
 LEAST_TRAINING_S = 10.0
@@ -54,6 +55,7 @@ def _seconds_per_tile(backbone: ViT, pixels: Sequence[int], device: torch.device
     times = []
     for _ in range(4):
         started = time.perf_counter()
-        float(backbone(images).maps[-1].sum())  # the sum waits for a GPU
+        with autocast(device, uses_bf16(device, "auto")):  # as prediction does
+            float(backbone(images).maps[-1].sum())  # the sum waits for a GPU
         times.append(time.perf_counter() - started)
     return statistics.median(times[1:]) / len(images)

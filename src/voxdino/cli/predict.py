@@ -37,7 +37,7 @@ def predict(
     from voxdino.inference.load import load_model
     from voxdino.inference.predictor import PredictSettings
     from voxdino.inference.run import predict_cases
-    from voxdino.training.precision import resolve_device
+    from voxdino.models.precision import resolve_device
 
     model = load_model(run, resolve_device(device))
     say(f"{len(cases)} cases with {model.name} on {model.device} ({model.card.backbone.name}, {model.card.licence})")

@@ -19,10 +19,10 @@ from voxdino.finetuning.config import FinetuneConfig
 from voxdino.finetuning.run import RunSummary, finetune
 from voxdino.inference.load import load_model
 from voxdino.inference.run import PredictSummary, predict_cases
+from voxdino.models.precision import resolve_device
 from voxdino.models.weights import default_weights_folder, licence_notice_once, load_backbone
 from voxdino.preparation.case import Case
 from voxdino.preparation.dataset import read_case
-from voxdino.training.precision import resolve_device
 
 MAX_PICTURED = 3
 T = TypeVar("T")

@@ -20,9 +20,9 @@ from voxdino.data.sampling import Sampler, Slice, choose_slices
 from voxdino.data.store import CaseStore
 from voxdino.finetuning.config import FinetuneConfig
 from voxdino.models.features import Features
+from voxdino.models.precision import autocast, uses_bf16
 from voxdino.models.segmenter import Segmenter
 from voxdino.preparation.plan import Plan
-from voxdino.training.precision import autocast, uses_bf16
 from voxdino.training.stopping import StopRequest
 from voxdino.training.tracking import Event, Listener
 

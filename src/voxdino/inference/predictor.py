@@ -18,6 +18,7 @@ from voxdino.data.store import padding_values
 from voxdino.inference.export import export_labels
 from voxdino.inference.load import LoadedModel
 from voxdino.inference.tiles import blend, gaussian_weight, tile_boxes
+from voxdino.models.precision import autocast, uses_bf16
 from voxdino.models.segmenter import Segmenter
 from voxdino.preparation.prepare import ChannelScaling, normalise, prepare_case
 
@@ -103,8 +104,7 @@ def _logits_of_slab(
     size = (slab.shape[3], slab.shape[4])
     tile = model.plan.tile
     boxes = tile_boxes(size, tile, settings.overlap)
-    bf16 = _uses_bf16(model.device, settings.amp)
-    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=bf16):
+    with autocast(model.device, uses_bf16(model.device, settings.amp)):
         if len(boxes) == 1:
             return _logits_of_tile(model.segmenter, slab, settings.mirror)
         num_slices = slab.shape[2] - 2 * model.plan.context_slices
@@ -121,17 +121,6 @@ def _logits_of_tile(segmenter: Segmenter, tile: Float[Tensor, "1 C Dk h w"], mir
             logits = logits + segmenter(tile.flip(axes)).logits.float().flip(axes)
         logits = logits / 4
     return logits[0].transpose(0, 1)
-
-
-def _uses_bf16(device: torch.device, amp: Literal["auto", "bf16", "off"]) -> bool:
-    """Whether to compute in bfloat16; "auto": only where the hardware multiplies it, as emulating it is slower."""
-    if amp != "auto":
-        return amp == "bf16"
-    if device.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
-        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return False
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

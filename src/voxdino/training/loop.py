@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from voxdino.core.errors import CheckpointError, DivergedError, StoppedError
+from voxdino.models.precision import autocast, uses_bf16
 from voxdino.training.checkpoint import CheckpointFolder, require_same
 from voxdino.training.config import TrainingConfig
 from voxdino.training.losses import Loss
 from voxdino.training.optim import WeightAverage, build_optimizer, set_learning_rate
-from voxdino.training.precision import autocast, uses_bf16
 from voxdino.training.schedule import SCHEDULES, learning_rate_factor, progress_of
 from voxdino.training.state import TrainingState, trainable
 from voxdino.training.stopping import StopRequest

@@ -1,4 +1,4 @@
-"""Where bfloat16 arithmetic pays."""
+"""The device to compute on, and where bfloat16 arithmetic pays."""
 
 from contextlib import AbstractContextManager
 from typing import Literal
