@@ -160,7 +160,7 @@ def preprocess(source: Path, folder: Path, python: Path) -> Path:
     for key in ("raw", "preprocessed", "results"):
         environment[f"nnUNet_{key}"] = str(folder / key)
     command = [str(python.with_name("nnUNetv2_plan_and_preprocess")), "-d", "1", "-c", "3d_fullres", "-np", "2"]
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, env=environment, check=True, capture_output=True)
     return folder / "preprocessed/Dataset001_Benchmark"
 
 
@@ -207,6 +207,7 @@ def to_table(
         lines += ["", f"Ours to nnU-Net's: {middle['voxdino store'] / middle['nnU-Net 2.8.1 loader']:.2f}."]
     else:
         lines += ["", "nnU-Net was not measured: no --nnunet-python was given."]
+    lines.append("Our store keeps arrays up to 2 MiB decompressed in memory, 512 MiB in all; larger ones stay on disk.")
     rounds = len(rates["voxdino store"])
     machine = f"{os.cpu_count()} CPUs, Python {platform.python_version()}, NumPy {np.__version__}"
     lines.append(f"{date.today()}, {machine}; one thread each, {number} crops a round, {rounds} rounds, taking turns.")
