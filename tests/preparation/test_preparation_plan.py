@@ -12,7 +12,7 @@ from voxdino.core.io.options import ReadOptions
 from voxdino.preparation import decisions
 from voxdino.preparation.check import survey
 from voxdino.preparation.dataset import read_dataset
-from voxdino.preparation.fingerprint import CaseFacts, Fingerprint, Intensity, Structures
+from voxdino.preparation.fingerprint import CaseFacts, Fingerprint, Intensity, Structures, medians_by_axis
 from voxdino.preparation.intensity import IMAGENET_MEAN, choose_channels
 from voxdino.preparation.memory import BackboneProbe
 from voxdino.preparation.plan import Plan
@@ -50,6 +50,9 @@ def fingerprint_of(
         labels=LABELS,
         read_options=ReadOptions(),
         cases=cases,
+        median_shape=medians_by_axis(cases, shapes),
+        median_spacing=medians_by_axis(cases, spacings),
+        anisotropy=None,
         structures=structures,
         foreground=(INTENSITY,) * len(channels),
     )

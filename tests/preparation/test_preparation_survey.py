@@ -25,6 +25,7 @@ def test_a_sound_data_set_has_no_findings(tmp_path):
     report, fingerprint, found = findings_of(write_nnunet(tmp_path / "set"))
     assert found == set() and report.num_cases == 5 and report.bad_cases == 0
     assert [case.id for case in fingerprint.cases] == [f"case_{n:02d}" for n in range(5)]
+    assert fingerprint.median_shape == {"R": 11, "A": 9, "S": 7} and fingerprint.anisotropy == pytest.approx(4 / 3)
 
 
 def test_the_fingerprint_is_the_same_for_any_number_of_workers_and_from_its_file(tmp_path):

@@ -22,6 +22,7 @@ from voxdino.core.geometry import Grid
 from voxdino.core.labels import LabelSet
 from voxdino.core.safe_files import Manifest, lock_folder
 from voxdino.core.volume import LabelMap, Volume
+from voxdino.preparation import case_record
 from voxdino.preparation import prepare as module
 from voxdino.preparation.check import survey
 from voxdino.preparation.dataset import read_dataset
@@ -226,13 +227,15 @@ def test_what_is_written_is_what_was_prepared(dataset, tmp_path):
             assert sorted(map(tuple, voxels)) == sorted(map(tuple, np.argwhere(prepared.label == int(index))))
 
 
-def test_locations_of_large_structures_are_drawn_evenly():
+@pytest.mark.parametrize("block", [1 << 22, 701])
+def test_locations_of_large_structures_are_drawn_evenly(block, monkeypatch):
+    monkeypatch.setattr(case_record, "_BLOCK", block)
     label = np.zeros((40, 30, 20), np.uint8)
     label[:, :20] = 1
     label[3, 25, :] = 255
-    packed = module._pack_locations("x", label, LABELS)
-    assert packed == module._pack_locations("x", label, LABELS) != module._pack_locations("y", label, LABELS)
-    voxels = module._unpack(packed["1"], label.shape)
+    packed = case_record.pack_locations("x", label, LABELS)
+    assert packed == case_record.pack_locations("x", label, LABELS) != case_record.pack_locations("y", label, LABELS)
+    voxels = case_record._unpack(packed["1"], label.shape)
     assert set(packed) == {"1"} and len(voxels) == 2000 == len(np.unique(voxels, axis=0))
     assert (label[tuple(voxels.T)] == 1).all()
     per_slice = np.bincount(voxels[:, 0], minlength=40)

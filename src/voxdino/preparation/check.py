@@ -22,6 +22,7 @@ from voxdino.preparation.fingerprint import (
     Fingerprint,
     Samples,
     describe_case,
+    medians_by_axis,
     pool_intensity,
     samples_per_case,
     summarise_extents,
@@ -209,6 +210,8 @@ def _fingerprint(dataset: Dataset, results: list[_Surveyed]) -> Fingerprint:
         structures[name] = summarise_extents(number, np.concatenate([np.empty(0, np.float32), *parts]))
     num_channels = len(cases[0].intensity) if cases else len(dataset.channels)
     has_foreground = any(case.foreground for case in cases)
+    spacing = medians_by_axis(cases, [case.spacing for case in cases])
+    *_, second, coarsest = (1.0, 1.0, *sorted(spacing.values()))
     return Fingerprint(
         dataset=dataset.name,
         layout=dataset.layout,
@@ -217,6 +220,9 @@ def _fingerprint(dataset: Dataset, results: list[_Surveyed]) -> Fingerprint:
         labels=labels,
         read_options=dataset.options,
         cases=tuple(cases),
+        median_shape=medians_by_axis(cases, [case.shape for case in cases]),
+        median_spacing=spacing,
+        anisotropy=coarsest / second if cases else None,
         structures=structures,
         foreground=tuple(
             pool_intensity(cases, [result.samples.intensities[channel] for result in results], channel)

@@ -29,8 +29,7 @@ def choose_slice_axis(fingerprint: Fingerprint, *, is_ct: bool) -> tuple[SliceAx
     """The axis that slices are stacked along: the coarsest; else the one with the fewest slices."""
     if fingerprint.ndim == 2:
         return None, "the images are pictures."
-    spacing = world_medians(fingerprint, [case.spacing for case in fingerprint.cases])
-    sizes = world_medians(fingerprint, [case.shape for case in fingerprint.cases])
+    spacing, sizes = fingerprint.median_spacing, fingerprint.median_shape
     axes: tuple[SliceAxis, ...] = ("S", "A", "R")
     coarsest = max(axes, key=lambda axis: spacing[axis])
     finest_other = max(spacing[axis] for axis in axes if axis != coarsest)
@@ -135,7 +134,7 @@ def choose_input_builder(fingerprint: Fingerprint, axis: SliceAxis | None) -> tu
         return "rgb", "colour pictures."
     if fingerprint.num_channels > 1:
         return "channels", f"{fingerprint.num_channels} channels."
-    if axis is not None and world_medians(fingerprint, [case.shape for case in fingerprint.cases])[axis] > 1:
+    if axis is not None and fingerprint.median_shape[axis] > 1:
         return "neighbours", "one channel of a volume: the slices above and below fill the other two colours (2.5-D)."
     return "repeat", "one channel, no neighbouring slices."
 
@@ -150,12 +149,6 @@ def smallest_structure(fingerprint: Fingerprint) -> tuple[str, float] | None:
         if (found := fingerprint.structures.get(str(value))) is not None and found.percentile_5 is not None
     ]
     return min(measured, key=lambda item: item[1]) if measured else None
-
-
-def world_medians(fingerprint: Fingerprint, values: Sequence[Sequence[int | float]]) -> dict[str, float]:
-    """Medians over the cases of values per array axis, by world axis: {"R": ..., "A": ..., "S": ...}."""
-    by_world = [case.along_world(value) for case, value in zip(fingerprint.cases, values, strict=True)]
-    return {axis: float(np.median([value[axis] for value in by_world])) for axis in ("R", "A", "S")}
 
 
 def in_plane(case: CaseFacts, values: Sequence[Any], axis: SliceAxis | None) -> tuple[Any, Any]:

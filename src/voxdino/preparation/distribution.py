@@ -10,6 +10,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+_BLOCK = 1 << 20  # values counted at a time: NumPy makes 8-byte copies of what it counts
+
+
+def count_values(array: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The distinct values of a non-empty integer array, ascending, and how often each occurs."""
+    flat = array.reshape(-1)
+    if flat.dtype.itemsize > 2:
+        values, counts = np.unique(flat, return_counts=True)
+        return values.astype(np.int64), counts
+    smallest = int(flat.min())
+    every = np.zeros(int(flat.max()) - smallest + 1, dtype=np.int64)
+    for start in range(0, flat.size, _BLOCK):
+        every += np.bincount(flat[start : start + _BLOCK].astype(np.int64) - smallest, minlength=every.size)
+    present = np.flatnonzero(every)
+    return present + smallest, every[present]
+
 
 @dataclass(frozen=True, eq=False)
 class Distribution:
@@ -21,17 +37,10 @@ class Distribution:
     @classmethod
     def of(cls, array: NDArray[Any]) -> "Distribution":
         """Of all values of a non-empty array."""
-        flat = array.reshape(-1)
-        if flat.dtype.kind not in "ui" or flat.dtype.itemsize > 2:
-            return cls(flat.astype(np.float32, copy=False), None)
-        smallest = int(flat.min())
-        counts = np.bincount(flat if smallest == 0 else flat.astype(np.int32) - smallest)
-        (present,) = np.nonzero(counts)
-        return cls((present + smallest).astype(np.float32), counts[present])
-
-    @property
-    def num_voxels(self) -> int:
-        return self.values.size if self.counts is None else int(self.counts.sum())
+        if array.dtype.kind not in "ui" or array.dtype.itemsize > 2:
+            return cls(array.reshape(-1).astype(np.float32, copy=False), None)
+        values, counts = count_values(array)
+        return cls(values.astype(np.float32), counts)
 
     def percentiles(self, which: Sequence[float]) -> tuple[float, ...]:
         """Linearly interpolated, as `np.percentile` gives them."""
@@ -54,6 +63,12 @@ class Distribution:
 
     def clipped(self, lower: float, upper: float) -> "Distribution":
         return Distribution(np.clip(self.values, lower, upper), self.counts)
+
+    def share_of_smallest(self) -> float:
+        """How much of the whole has the smallest value."""
+        if self.counts is not None:
+            return float(self.counts[0] / self.counts.sum())
+        return float(np.count_nonzero(self.values == self.values.min()) / self.values.size)
 
     def without_smallest(self) -> "Distribution":
         """Of the values above the smallest one; may be empty."""

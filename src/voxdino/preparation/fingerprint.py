@@ -15,7 +15,7 @@ from voxdino.core.labels import LabelSet
 from voxdino.core.records import Record
 from voxdino.core.safe_files import digest_file
 from voxdino.core.volume import LabelMap, Volume
-from voxdino.preparation.distribution import Distribution
+from voxdino.preparation.distribution import Distribution, count_values
 
 _SPECK_VOXELS = {2: 10, 3: 10}  # smaller components are slips of the pen, not structures to plan for
 _MOST_SAMPLES = 2_000_000  # intensities kept over the whole set while it is surveyed
@@ -68,8 +68,9 @@ class CaseFacts(Record):
         return len(self.shape)
 
     def along_world(self, values: Sequence[Any]) -> dict[str, Any]:
-        """`values` (one per array axis) by the world axis they belong to: {"R": ..., "A": ..., "S": ...}."""
-        return {_WORLD_AXIS[letter]: value for letter, value in zip(self.orientation, values, strict=True)}
+        """`values` (one per array axis) by axis: {"R": ..., "A": ..., "S": ...}; {"row": ..., "column": ...} in 2-D."""
+        names = [_WORLD_AXIS[letter] for letter in self.orientation] or ["row", "column"]
+        return dict(zip(names, values, strict=True))
 
 
 _WORLD_AXIS = {"L": "R", "R": "R", "P": "A", "A": "A", "I": "S", "S": "S"}
@@ -80,6 +81,8 @@ class Fingerprint(Record):
 
     labels:     what the label values mean: declared, or (folder + CSV) found in the files. None: no label was read.
     cases:      per case, sorted by id; cases with errors are left out.
+    median_shape, median_spacing: over the cases, by world axis ("R", "A", "S"), or "row" and "column" of pictures.
+    anisotropy: the coarsest median spacing over the next one.
     structures: per foreground id, over all components of the set.
     foreground: per channel, over the labelled voxels of all cases (percentiles from an even sample).
     """
@@ -91,6 +94,9 @@ class Fingerprint(Record):
     labels: LabelSet | None
     read_options: ReadOptions
     cases: tuple[CaseFacts, ...]
+    median_shape: dict[str, float]
+    median_spacing: dict[str, float]
+    anisotropy: float | None
     structures: dict[str, Structures]
     foreground: tuple[Intensity, ...]
 
@@ -136,7 +142,7 @@ def describe_case(
         unit=grid.unit,
         dtype=str(volume.array.dtype),
         sources={name: digest_file(path) for name, path in sources.items()},
-        num_voxels={} if label is None else _count(label.array),
+        num_voxels={} if label is None else voxels_per_value(label.array),
         structures=structures,
         intensity=tuple(measure_intensity(channel) for channel in volume.array),
         foreground=tuple(measure_intensity(values) for values in foreground if values.size),
@@ -152,12 +158,9 @@ def measure_intensity(values: NDArray[Any]) -> Intensity:
     return Intensity(num_voxels=values.size, lower=lower, median=median, upper=upper, mean=mean, sd=sd)
 
 
-def _count(labels: NDArray[Any]) -> dict[str, int]:
-    if labels.dtype.kind == "u" and labels.dtype.itemsize <= 2:
-        numbers = np.bincount(labels.reshape(-1))
-        values, counts = np.flatnonzero(numbers), numbers[np.flatnonzero(numbers)]
-    else:
-        values, counts = np.unique(labels, return_counts=True)
+def voxels_per_value(labels: NDArray[Any]) -> dict[str, int]:
+    """Value (as text) -> voxels."""
+    values, counts = count_values(labels)
     return {str(value): count for value, count in zip(values.tolist(), counts.tolist(), strict=True)}
 
 
@@ -214,6 +217,12 @@ def _bounding_box(array: NDArray[Any]) -> tuple[slice, ...]:
 def _thin(values: NDArray[Any], most: int) -> NDArray[np.float32]:
     step = max(1, -(-values.size // most))
     return values[::step].astype(np.float32)
+
+
+def medians_by_axis(cases: Sequence[CaseFacts], values: Sequence[Sequence[int | float]]) -> dict[str, float]:
+    """Medians over the cases of values per array axis, by axis (`CaseFacts.along_world`)."""
+    by_axis = [case.along_world(value) for case, value in zip(cases, values, strict=True)]
+    return {axis: float(np.median([value[axis] for value in by_axis])) for axis in by_axis[0]} if by_axis else {}
 
 
 def samples_per_case(num_cases: int) -> int:

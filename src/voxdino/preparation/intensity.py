@@ -83,10 +83,9 @@ def robust_statistics(values: NDArray[Any]) -> tuple[float, float, float, float]
 
     Where a quarter or more of the voxels have the smallest value (air, a removed skull), the others alone count.
     """
-    everything = Distribution.of(values)
-    inside = everything.without_smallest()
-    share = inside.num_voxels / everything.num_voxels
-    counted = inside if 0 < share <= 1 - _EMPTY_SHARE else everything
+    counted = Distribution.of(values)
+    if _EMPTY_SHARE <= counted.share_of_smallest() < 1:
+        counted = counted.without_smallest()
     lower, upper = counted.percentiles((0.5, 99.5))
     mean, sd = counted.clipped(lower, upper).mean_and_sd()
     return lower, upper, mean, sd

@@ -1,6 +1,7 @@
 """How much memory a training step takes: measured in a child process, which loads torch while we do other work."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -36,7 +37,10 @@ class BackboneProbe:
         self._backbone = backbone
         self._facts: BackboneFacts | None = None
         command = [sys.executable, "-m", "voxdino.preparation.memory_child", backbone]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)  # noqa: S603
+        one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}  # beside our own workers, two threads wait for each other
+        self._process = subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=one_thread
+        )
 
     def __enter__(self) -> "BackboneProbe":
         return self

@@ -4,10 +4,7 @@
 case is final once its record is written, and a run that was killed is continued by the same command.
 """
 
-import base64
-import hashlib
 import time
-import zlib
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +15,14 @@ from numpy.typing import NDArray
 
 from voxdino.core.arrays import ARRAY_SUFFIX, write_array
 from voxdino.core.errors import DatasetError, PartialError, VoxdinoError
-from voxdino.core.labels import LabelSet
-from voxdino.core.records import Record
 from voxdino.core.resample import resize_linear, resize_nearest
 from voxdino.core.safe_files import MANIFEST_NAME, Manifest, digest_file, lock_folder, sweep_temporary
 from voxdino.core.volume import LabelMap, Volume
 from voxdino.preparation.case import Case, Dataset
+from voxdino.preparation.case_record import CaseRecord, pack_locations
 from voxdino.preparation.check import Progress
 from voxdino.preparation.dataset import read_case
-from voxdino.preparation.fingerprint import Fingerprint
+from voxdino.preparation.fingerprint import Fingerprint, voxels_per_value
 from voxdino.preparation.intensity import ChannelScaling, normalise, scale_case
 from voxdino.preparation.orientation import CaseGeometry, restore_labels, slice_geometry, to_slices
 from voxdino.preparation.plan import Plan
@@ -47,7 +43,6 @@ __all__ = [
 PREPARED = "prepared"
 CASES = "cases"
 
-_MOST_LOCATIONS = 2000  # voxels remembered per class and case
 _SAME_SPACING = 0.01
 _FEW_LEVELS = 255  # integer images with a smaller range are not rounded when resampled
 _MOST_TOLD = 5  # bad cases told in one message
@@ -67,29 +62,6 @@ class PreparedCase:
     label: NDArray[Any] | None
     geometry: CaseGeometry
     scaling: tuple[ChannelScaling, ...]
-
-
-class CaseRecord(Record):
-    """What `prepare` wrote about a case: cases/<id>.json.
-
-    source_digests: source file -> SHA-256.         files: file beside this one -> SHA-256.
-    num_voxels:     class index (as text) -> voxels.
-    packed_locations: see `locations`; positions in the flat label map, differences as zlib'ed uint32, base64.
-    """
-
-    id: str
-    preparation_digest: str
-    geometry: CaseGeometry
-    scaling: tuple[ChannelScaling, ...]
-    source_digests: dict[str, str]
-    files: dict[str, str]
-    num_voxels: dict[str, int]
-    packed_locations: dict[str, str]
-
-    @property
-    def locations(self) -> dict[str, NDArray[np.int64]]:
-        """Per foreground class index (as text): (n, 3) voxels (z, y, x), at most 2000, evenly drawn."""
-        return {name: _unpack(text, self.geometry.prepared_shape) for name, text in self.packed_locations.items()}
 
 
 @dataclass(frozen=True)
@@ -160,7 +132,7 @@ def _resample_image(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
 
 
 def smallest_lossless(array: NDArray[Any]) -> NDArray[Any]:
-    """The same values in the smallest of uint8, int16, uint16, float32. float64 is rounded to float32."""
+    """The same values in the smallest of uint8, int16, uint16, float32; the last rounds what none of them holds."""
     if array.dtype.kind == "b":
         return array.astype(np.uint8)
     if array.dtype.kind == "f":
@@ -214,7 +186,17 @@ def prepare(
             sweep_temporary(folder / CASES)
 
         outcomes = stack.enter_context(
-            closing(run_over_cases(_prepare_one, items, names, num_workers=num_workers, sizes=sizes, on_started=begin))
+            closing(
+                run_over_cases(
+                    _prepare_one,
+                    items,
+                    names,
+                    num_workers=num_workers,
+                    sizes=sizes,
+                    workers_per_cpu=2,  # every file is synced to the disk
+                    on_started=begin,
+                )
+            )
         )
         for outcome in outcomes:
             if outcome.value is not None:
@@ -288,8 +270,8 @@ def _prepare_one(item: _Item) -> _Written:
         scaling=prepared.scaling,
         source_digests=sources,
         files={name: digest_file(folder / name) for name in arrays},
-        num_voxels={} if prepared.label is None else _count_voxels(prepared.label),
-        packed_locations={} if prepared.label is None else _pack_locations(case.id, prepared.label, item.plan.labels),
+        num_voxels={} if prepared.label is None else voxels_per_value(prepared.label),
+        packed_locations={} if prepared.label is None else pack_locations(case.id, prepared.label, item.plan.labels),
     )
     record.write(record_path)
     return _Written(_listed(folder, record_path, record), is_kept=False)
@@ -331,36 +313,6 @@ def _chunk(array: NDArray[Any], plan: Plan) -> tuple[int, ...]:
     slice_bytes = int(np.prod(channels, initial=1)) * rows * columns * array.dtype.itemsize
     depth = min(array.shape[-3], max(plan.slab + 2 * plan.context_slices, _CHUNK_BYTES // slice_bytes))
     return (*channels, depth, rows, columns)
-
-
-def _count_voxels(label: NDArray[Any]) -> dict[str, int]:
-    counts = np.bincount(label.reshape(-1))
-    return {str(index): int(counts[index]) for index in np.flatnonzero(counts)}
-
-
-def _pack_locations(case_id: str, label: NDArray[Any], labels: LabelSet) -> dict[str, str]:
-    """Per foreground class, up to 2000 of its voxels: one drawn from each of 2000 equal parts, in array order."""
-    rng = np.random.default_rng(int.from_bytes(hashlib.sha256(case_id.encode()).digest()[:8], "little"))
-    flat = label.reshape(-1)
-    places = np.flatnonzero(flat)
-    order = np.argsort(flat[places], kind="stable")
-    places = places[order]
-    classes, starts, counts = np.unique(flat[places], return_index=True, return_counts=True)
-    packed = {}
-    for index, start, count in zip(classes.tolist(), starts.tolist(), counts.tolist(), strict=True):
-        if index == labels.ignore_index:
-            continue
-        num_drawn = min(count, _MOST_LOCATIONS)
-        chosen = ((np.arange(num_drawn) + rng.random(num_drawn)) * (count / num_drawn)).astype(np.int64)
-        drawn = places[start + np.minimum(chosen, count - 1)]
-        steps = np.diff(drawn, prepend=0).astype("<u4")
-        packed[str(index)] = base64.b64encode(zlib.compress(steps.tobytes(), 6)).decode("ascii")
-    return packed
-
-
-def _unpack(text: str, shape: tuple[int, int, int]) -> NDArray[np.int64]:
-    steps = np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype="<u4")
-    return np.stack(np.unravel_index(np.cumsum(steps, dtype=np.int64), shape), axis=1)
 
 
 def _surveyed_digests(workdir: Path, plan: Plan) -> dict[str, dict[str, str]]:

@@ -50,6 +50,7 @@ def run_over_cases(
     *,
     num_workers: int | None = None,
     sizes: Sequence[int] = (),
+    workers_per_cpu: int = 1,
     on_started: Callable[[], None] | None = None,
 ) -> Generator[Outcome[Result], None, None]:
     """`task(item)` for every item, in order of completion. Use it with `contextlib.closing`: it ends the workers.
@@ -57,6 +58,7 @@ def run_over_cases(
     names:      how messages call the items (case ids).
     sizes:      bytes of the files to read, per item. Where num_workers is None, little work stays in this process, and
                 large cases get no more workers than the memory holds.
+    workers_per_cpu: 2 where a case waits for the disk as long as it computes.
     on_started: called once the workers run, before the first case. Take locks there: forked workers must not
                 inherit them.
 
@@ -64,7 +66,7 @@ def run_over_cases(
     work), or when the disk is full (of the task's own).
     """
     if num_workers is None:
-        num_workers = _suitable_workers(sizes)
+        num_workers = _suitable_workers(sizes, workers_per_cpu)
     num_workers = min(num_workers, len(items))
     if num_workers <= 1:
         if on_started is not None:
@@ -189,11 +191,11 @@ def _context() -> Any:
     return multiprocessing.get_context("spawn")
 
 
-def _suitable_workers(sizes: Sequence[int]) -> int:
+def _suitable_workers(sizes: Sequence[int], per_cpu: int = 1) -> int:
     if sizes and sum(sizes) < _SMALL_BYTES:
         return 1
     held = available_memory() // (_MEMORY_PER_BYTE * max(sizes, default=0) + 1)
-    return max(1, min(available_cpus(), held))
+    return max(1, min(per_cpu * available_cpus(), held))
 
 
 def file_bytes(files: Sequence[Path]) -> int:
