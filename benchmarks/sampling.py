@@ -209,7 +209,8 @@ def to_table(
         lines += ["", "nnU-Net was not measured: no --nnunet-python was given."]
     lines.append("Our store keeps arrays up to 2 MiB decompressed in memory, 512 MiB in all; larger ones stay on disk.")
     rounds = len(rates["voxdino store"])
-    machine = f"{os.cpu_count()} CPUs, Python {platform.python_version()}, NumPy {np.__version__}"
+    load = os.getloadavg()[0]
+    machine = f"{os.cpu_count()} CPUs (load {load:.1f} at the end), Python {platform.python_version()}"
     lines.append(f"{date.today()}, {machine}; one thread each, {number} crops a round, {rounds} rounds, taking turns.")
     return "\n".join(lines)
 
