@@ -1,6 +1,7 @@
 """Every layout gives the same kind of data set; a bad description is refused with file, fact and fix."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -224,6 +225,19 @@ def test_a_table_in_another_encoding_and_several_tables_are_refused(tmp_path):
     with pytest.raises(DatasetError, match="UTF-8"):
         read_dataset(root / "two.csv")
     assert len(read_dataset(root / "one.csv").cases) == 1
+
+
+def test_the_description_itself_may_be_named_and_other_files_may_not(tmp_path):
+    root = write_nnunet(tmp_path / "set", 3)
+    assert read_dataset(root / "dataset.json").cases == read_dataset(root / "labelsTr" / "..").cases
+    with pytest.raises(DatasetError, match="no description"):
+        read_dataset(root / "labelsTr" / "case_00.nii.gz")
+
+
+def test_a_named_pipe_in_place_of_the_table_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "dataset.csv")
+    with pytest.raises(DatasetError, match="named pipe"):
+        read_dataset(tmp_path)
 
 
 def test_columns_that_are_not_ours_are_told(tmp_path):

@@ -14,6 +14,7 @@ from voxdino.core.records import nearest
 from voxdino.core.volume import LabelMap, Volume
 from voxdino.preparation.case import Case, Dataset
 from voxdino.preparation.layouts import LAYOUTS
+from voxdino.preparation.layouts.nnunet import DESCRIPTION
 
 __all__ = ["Case", "Dataset", "read_case", "read_dataset", "require_same_grid"]
 
@@ -28,12 +29,19 @@ def read_dataset(root: Path, options: ReadOptions = _DEFAULTS, *, labels: LabelS
     Errors: DatasetError, ConfigError for a bad description; SafetyError for paths that leave the folder.
     """
     root = Path(root).absolute()
+    if ".." in root.parts:
+        root = root.resolve()
+    if root.name == DESCRIPTION:
+        root = root.parent
     try:
         is_folder, exists = root.is_dir(), root.exists()
     except OSError as error:  # a name longer than the file system takes
         raise DatasetError(f"cannot be opened ({error.strerror}).", where=root, fix="check the path.") from error
     if not exists:
         raise DatasetError(f"no such folder.{_nearest_folder(root)}", where=root, fix="give the data set's folder.")
+    if not is_folder and root.suffix.lower() != ".csv":
+        fix = "give the data set's folder, or its CSV file."
+        raise DatasetError("is a file, but no description of a data set.", where=root, fix=fix)
     table = None if is_folder else root
     folder = root if is_folder else root.parent
     for recognise, read in LAYOUTS.values():

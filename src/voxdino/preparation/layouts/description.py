@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from voxdino.core.errors import DatasetError
+from voxdino.core.errors import DatasetError, ResourceError
 from voxdino.core.io import image_suffix
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.records import nearest
@@ -81,7 +81,7 @@ class NamedFiles:
             self._missing.append(text)
         elif names[path.name]:
             require_inside(self._root, text, self._options.allow_external)
-        return Path(os.path.normpath(path))
+        return path
 
     def _list(self, folder: Path, text: str) -> Mapping[str, bool]:
         if folder not in self._folders:
@@ -114,6 +114,9 @@ def list_folder(folder: Path) -> list[str]:
             return sorted(entry.name for entry in entries if not entry.name.startswith("."))
     except FileNotFoundError:
         return []
+    except OSError as error:
+        fix = "check the permissions of the folder."
+        raise ResourceError(f"cannot be listed ({error.strerror}).", where=folder, fix=fix) from error
 
 
 def tell_names(names: Iterable[str]) -> str:

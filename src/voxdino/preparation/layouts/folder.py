@@ -9,11 +9,11 @@ import os
 from difflib import get_close_matches
 from pathlib import Path
 
-from voxdino.core.errors import DatasetError
+from voxdino.core.errors import DatasetError, ResourceError
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.labels import LabelSet
 from voxdino.core.records import nearest
-from voxdino.core.safe_files import read_json
+from voxdino.core.safe_files import read_json, require_file
 from voxdino.preparation.case import Case, Dataset, Split, SplitName
 from voxdino.preparation.findings import Finding
 from voxdino.preparation.layouts.description import NamedFiles, require_type, stem_of
@@ -81,6 +81,7 @@ def _find_table(folder: Path) -> Path:
 
 def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
     """The columns, and (line, row) of every row that is not empty."""
+    require_file(path, kind=DatasetError)  # opening a named pipe would wait for ever
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
@@ -88,6 +89,9 @@ def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]
             rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
     except UnicodeDecodeError as error:
         raise DatasetError(f"is not UTF-8 text ({error.reason}).", where=path, fix="save it as UTF-8.") from None
+    except OSError as error:
+        fix = "check the permissions."
+        raise ResourceError(f"cannot be read ({error.strerror}).", where=path, fix=fix) from error
     except csv.Error as error:
         raise DatasetError(f"is no CSV table ({error}).", where=path, fix="save it as CSV with commas.") from None
     if "image" not in columns or "label" not in columns:
