@@ -92,6 +92,21 @@ def test_a_run_stopped_by_a_signal_goes_on_to_the_same_end(workdir, small, road,
     assert (workdir / "parts/log.jsonl").read_bytes() == (workdir / "whole/log.jsonl").read_bytes()
 
 
+def test_decoders_with_other_taps_share_a_workdir(workdir, small):
+    for name, update in (("four taps", {}), ("one", {"decoder": "linear"}), ("chosen", {"taps": (0, 1, 1, 2)})):
+        config = small.model_copy(update=update)
+        assert finetune(workdir, config, run_folder=workdir / name, on_event=lambda event: None).num_steps == 8
+    assert len({cache.name for cache in (workdir / "features").iterdir()}) == 6  # validation and training each
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_before_the_first_batch_of_features_is_a_stop(workdir, small, number):
+    with pytest.raises(StoppedError, match="while caching features") as caught:
+        finetune(workdir, small, run_folder=workdir / "one", on_event=interrupt_at("encode", 1, number))
+    assert caught.value.exit_code == 128 + number
+    assert finetune(workdir, small, run_folder=workdir / "one", on_event=lambda event: None).num_steps == 8
+
+
 def test_a_finished_run_says_so_and_does_nothing(workdir, small):
     first = finetune(workdir, small, run_folder=workdir / "one", on_event=lambda event: None)
     before = {path: path.stat().st_mtime_ns for path in (workdir / "one").rglob("*") if path.name != ".lock"}

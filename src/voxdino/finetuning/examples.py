@@ -117,7 +117,7 @@ class CachedExamples:
         extents = [setting.store.extent(case_id) for case_id in setting.train_ids]
         slices = choose_slices(extents, background_share=config.background_share, margin=EDGE_SLICES, seed=config.seed)
         self._validation, done = self._cache(setting.validation_slices(), setting.val_ids, [None])
-        self._num_validation = done[0]
+        self._num_validation = sum(done)
         memory = run_folder / "features.json"
         known = read_json(memory)["records"] if memory.exists() else None
         self._training, done = self._cache(slices, setting.train_ids, known)
@@ -162,7 +162,7 @@ class CachedExamples:
         sampler, augmentation = setting.sampler(ids), config.augment.for_dimensions(plan.ndim)
         sample = self._first_features(sampler, slices[0])
         cache = FeatureCache(
-            self._folder / self._key(slices)[:16],
+            self._folder / self._key(slices, ids, sample)[:16],
             slices,
             grid=(sample.maps[0].shape[2], sample.maps[0].shape[3]),
             embed_dim=sample.maps[0].shape[1],
@@ -224,8 +224,8 @@ class CachedExamples:
                 self._sample = self._encode(batch.image.to(self.setting.device))
         return self._sample
 
-    def _key(self, slices: Sequence[Slice]) -> str:
-        """Digest of all that shapes the cached numbers."""
+    def _key(self, slices: Sequence[Slice], ids: Sequence[str], sample: Features) -> str:
+        """Digest of all that shapes the cached numbers. ids: of the sampler; a view depends on a case's place there."""
         setting, config = self.setting, self.setting.config
         cases = sorted({case_id for case_id, _ in slices})
         return digest_json(
@@ -233,11 +233,13 @@ class CachedExamples:
                 "format": FORMAT,
                 "weights": self._weights_digest,
                 "plan": setting.plan.digest(),
-                "taps": config.taps,
+                "taps": setting.segmenter.taps,
+                "maps": [tuple(one.shape[1:]) for one in sample.maps],
                 "tap_norm": config.tap_norm,
                 "bf16": setting.amp,
                 "device": setting.device.type,
                 "seed": config.seed,
+                "ids": sorted(ids),
                 "quotas": config.quotas.to_json(),
                 "augment": config.augment.to_json(),
                 "cases": {case_id: setting.store.record(case_id).digest() for case_id in cases},
