@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from voxdino.core.errors import CheckpointError
 from voxdino.core.safe_files import write_atomic, write_text
 
 Row = dict[str, Any]
@@ -23,16 +24,31 @@ class RunLog:
         self.path = path
 
     def rows(self) -> list[Row]:
-        """Every whole line; a line cut by a kill is not one."""
+        """Every whole line; a line cut by a kill is not one. Errors: CheckpointError for a line that is no row."""
         if not self.path.exists():
             return []
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n")]
+        lines = self.path.read_bytes().split(b"\n")[:-1]
+        return [self._row(line, number) for number, line in enumerate(lines, 1)]
 
-    def rewind(self, step: int) -> None:
-        """Forget all that came after `step`: the checkpoint that is resumed knows nothing of it."""
-        kept = [row for row in self.rows() if row["step"] <= step]
+    def rewind(self, step: int, validated_step: int) -> None:
+        """Forget what the checkpoint of `step`, last validated at `validated_step`, knows nothing of."""
+        last = {False: step, True: step if validated_step == step else step - 1}
+        kept = [row for row in self.rows() if row["step"] <= last["dice" in row]]
         write_text(self.path, "".join(_line(row) for row in kept))
+
+    def _row(self, line: bytes, number: int) -> Row:
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if (
+            not isinstance(row, dict)
+            or not isinstance(row.get("step"), int)
+            or ("dice" in row) != isinstance(row.get("per_class"), dict)
+        ):
+            fix = "delete this line: it is only told there, the training goes on from its checkpoint."
+            raise CheckpointError(f"line {number} is damaged.", where=self.path, fix=fix)
+        return row
 
     def append(self, row: Row) -> None:
         with self.path.open("a", encoding="utf-8") as file:
@@ -106,7 +122,8 @@ def draw_curves(rows: Sequence[Row], path: Path, *, title: str) -> None:
     for name in validations[-1]["per_class"] if validations else ():
         right.plot(x, [row["per_class"][name] for row in validations], linewidth=1, alpha=0.8, label=name)
     right.plot(x, [row["dice"] for row in validations], "o-", color="#1f4e79", linewidth=2, markersize=4, label="mean")
-    right.set(xlabel="step", ylabel="validation Dice", ylim=(0, 1))
+    known = [value for row in validations for value in (row["dice"], *row["per_class"].values()) if value is not None]
+    right.set(xlabel="step", ylabel="validation Dice", ylim=(max(0.0, min(known, default=0.0) - 0.05), 1))
     if validations and len(validations[-1]["per_class"]) <= 12:
         right.legend(frameon=False, loc="lower right")
     for axes in (left, right):
@@ -116,7 +133,7 @@ def draw_curves(rows: Sequence[Row], path: Path, *, title: str) -> None:
         figure.savefig(temporary, dpi=110)
 
 
-def _smooth(values: Sequence[float], weight: float = 0.95) -> list[float]:
+def _smooth(values: Sequence[float], weight: float = 0.9) -> list[float]:
     """Exponential moving average, corrected for its start."""
     smoothed, mean, share = [], 0.0, 0.0
     for value in values:
