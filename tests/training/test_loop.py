@@ -64,6 +64,20 @@ def test_a_crash_loses_no_more_than_the_steps_since_the_checkpoint(training, tmp
     assert (tmp_path / "parts/log.jsonl").read_bytes() == (tmp_path / "whole/log.jsonl").read_bytes()
 
 
+def test_a_validation_between_a_stop_and_a_crash_stands_once_in_the_log(training, tmp_path):
+    training(tmp_path / "whole").run()
+
+    def crash(*_):
+        raise RuntimeError("power cut")
+
+    with pytest.raises(StoppedError, match="at step 5 of 20"):  # step 5 is validated only after the stop
+        training(tmp_path / "parts", at_step=stop_at(4)).run()
+    with pytest.raises(RuntimeError, match="power cut"):
+        training(tmp_path / "parts", at_step=crash).run()
+    training(tmp_path / "parts").run()
+    assert (tmp_path / "parts/log.jsonl").read_bytes() == (tmp_path / "whole/log.jsonl").read_bytes()
+
+
 def test_the_kept_weights_are_those_of_the_best_validation(training, tmp_path):
     run = training(tmp_path)
     scores = iter([0.2, 0.7, 0.5, 0.6])

@@ -2,6 +2,7 @@
 
 import pytest
 
+from voxdino.core.errors import CheckpointError
 from voxdino.training.tracking import Event, RunLog, draw_curves, show_progress
 
 ROWS = [
@@ -29,8 +30,29 @@ def test_rewinding_forgets_what_came_later_and_keeps_the_bytes_of_the_rest(tmp_p
         log.append(row)
     before = log.path.read_bytes()
     log.append(ROWS[4])
-    log.rewind(3)
+    log.rewind(3, validated_step=3)
     assert log.path.read_bytes() == before
+
+
+def test_rewinding_forgets_a_validation_that_the_checkpoint_does_not_know(tmp_path):
+    log = RunLog(tmp_path / "log.jsonl")
+    for row in ROWS:
+        log.append(row)
+    log.rewind(3, validated_step=-1)
+    assert log.rows() == ROWS[:3]
+
+
+@pytest.mark.parametrize(
+    "line", [b"garbage\n", b"[]\n", b"{}\n", b'{"step": "3"}\n', b'{"step": 3, "dice": 1}\n', b"\xff\n"]
+)
+def test_a_damaged_line_is_named_and_can_go(tmp_path, line):
+    log = RunLog(tmp_path / "log.jsonl")
+    log.append(ROWS[0])
+    with log.path.open("ab") as file:
+        file.write(line)
+    log.append(ROWS[2])
+    with pytest.raises(CheckpointError, match=r"log\.jsonl: line 2 is damaged.*delete this line"):
+        log.rewind(3, validated_step=3)
 
 
 @pytest.mark.parametrize("number", range(1, len(ROWS) + 1))

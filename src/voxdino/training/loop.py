@@ -101,7 +101,7 @@ def train(
         require_same(saved.facts["identity"], job.identity, where=where)
         state.load(saved, where=where)
         listen(Event("note", f"resumed at step {state.step}"))
-    log.rewind(state.step)
+    log.rewind(state.step, state.validated_step)
 
     curve, amp = SCHEDULES[config.schedule], uses_bf16(device, config.amp)
     clock = _Clock(state.elapsed_s + spent_s, config.time_budget_s)

@@ -39,7 +39,7 @@ class RunLog:
     def _row(self, line: bytes, number: int) -> Row:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             row = None
         if (
             not isinstance(row, dict)
