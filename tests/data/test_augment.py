@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from voxdino.core.errors import UsageError
 from voxdino.data.augment import AugmentConfig, augment, sample_seed
 
 IGNORED = -1
@@ -143,3 +144,19 @@ def test_seeds_name_samples():
     others = [(1, 1, 2, "a", 3), (0, 2, 2, "a", 3), (0, 1, 3, "a", 3), (0, 1, 2, "b", 3), (0, 1, 2, "a", 4)]
     assert len({sample_seed(*key) for key in [first, *others]}) == 6
     assert sample_seed(*first) == 9073654796954972202
+
+
+RANGES = [name for name, field in AugmentConfig.model_fields.items() if isinstance(field.default, tuple)]
+
+
+@pytest.mark.parametrize("name", RANGES)
+@pytest.mark.parametrize("ends", ["[1, 0.5]", "[-1, 1]", "[0.5, 0.6, 0.7]"])
+def test_a_range_that_is_none_is_refused_by_name(name, ends):
+    with pytest.raises(UsageError, match=name):
+        AugmentConfig().with_settings({name: ends})
+
+
+@pytest.mark.parametrize("name", [name for name in RANGES if name != "noise_sd"])
+def test_a_factor_of_zero_is_refused(name):
+    with pytest.raises(UsageError, match="0 < low <= high"):
+        AugmentConfig().with_settings({name: "[0, 1]"})

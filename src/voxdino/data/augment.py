@@ -7,18 +7,41 @@ saturation exists (papers: no colour jitter for CT and MR).
 
 import hashlib
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from voxdino.core.records import Record
 
 Generator = np.random.Generator
+
+
+def _rising(ends: tuple[float, float]) -> tuple[float, float]:
+    if not 0 <= ends[0] <= ends[1]:
+        raise ValueError("a range is written [low, high] with 0 <= low <= high")
+    return ends
+
+
+def _rising_above_zero(ends: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < ends[0] <= ends[1]:
+        raise ValueError("a range of factors is written [low, high] with 0 < low <= high")
+    return ends
+
+
+def _shrinking(ends: tuple[float, float]) -> tuple[float, float]:
+    if not 0 < ends[0] <= ends[1] <= 1:
+        raise ValueError("a range of shares is written [low, high] with 0 < low <= high <= 1")
+    return ends
+
+
+Span = Annotated[tuple[float, float], AfterValidator(_rising)]
+Factors = Annotated[tuple[float, float], AfterValidator(_rising_above_zero)]
+Shares = Annotated[tuple[float, float], AfterValidator(_shrinking)]
 
 
 class AugmentConfig(Record):
@@ -32,20 +55,20 @@ class AugmentConfig(Record):
     flips: Literal["auto", "none", "rows", "columns", "both"] = "auto"
     spatial: float = Field(default=0.5, ge=0, le=1)  # probability of one affine change
     rotation_degrees: float = Field(default=20.0, ge=0, le=180)
-    scale: tuple[float, float] = (0.8, 1.25)
+    scale: Factors = (0.8, 1.25)
     translation: float = Field(default=0.05, ge=0, le=0.5)  # share of the crop
     gamma: float = Field(default=0.3, ge=0, le=1)
-    gamma_range: tuple[float, float] = (0.7, 1.5)
+    gamma_range: Factors = (0.7, 1.5)
     brightness: float = Field(default=0.2, ge=0, le=1)
-    brightness_range: tuple[float, float] = (0.75, 1.25)
+    brightness_range: Factors = (0.75, 1.25)
     contrast: float = Field(default=0.2, ge=0, le=1)
-    contrast_range: tuple[float, float] = (0.75, 1.25)
+    contrast_range: Factors = (0.75, 1.25)
     noise: float = Field(default=0.15, ge=0, le=1)
-    noise_sd: tuple[float, float] = (0.0, 0.15)  # in standard deviations of the normalised image
+    noise_sd: Span = (0.0, 0.15)  # in standard deviations of the normalised image
     blur: float = Field(default=0.15, ge=0, le=1)
-    blur_sigma_voxels: tuple[float, float] = (0.5, 1.0)
+    blur_sigma_voxels: Factors = (0.5, 1.0)
     low_resolution: float = Field(default=0.15, ge=0, le=1)
-    low_resolution_range: tuple[float, float] = (0.5, 1.0)
+    low_resolution_range: Shares = (0.5, 1.0)
 
     def for_dimensions(self, ndim: int) -> "AugmentConfig":
         """With `flips` resolved for volumes (3) or pictures (2)."""
