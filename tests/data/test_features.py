@@ -122,6 +122,30 @@ def test_values_beyond_half_precision_are_clipped_not_infinite(tmp_path, store, 
     assert torch.isfinite(batch.features.maps[0]).all() and torch.isfinite(batch.features.cls_token).all()
 
 
+@pytest.mark.parametrize("cut", [0, 1, 9, 17])
+def test_a_file_cut_short_is_completed(tmp_path, store, sampler, slices, small_batches, cut):
+    cache = make_cache(tmp_path / "cache", slices)
+    fill(cache, 1, store, sampler)
+    path = tmp_path / "cache/view_001.bin"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: cut * cache.record_bytes + 7 * (cut > 0)])
+    again = make_cache(tmp_path / "cache", slices)
+    assert again.num_done(1) == cut
+    assert fill(again, 1, store, sampler) == 18
+    assert path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "", '{"done": -3, "of": 18}', '{"done": "many", "of": 18}'])
+def test_a_view_with_a_damaged_mark_is_computed_again(tmp_path, store, sampler, slices, content):
+    cache = make_cache(tmp_path / "cache", slices)
+    fill(cache, 0, store, sampler)
+    whole = (tmp_path / "cache/view_000.bin").read_bytes()
+    (tmp_path / "cache/view_000.json").write_text(content)
+    assert cache.num_done(0) == 0
+    assert fill(cache, 0, store, sampler) == 18
+    assert (tmp_path / "cache/view_000.bin").read_bytes() == whole
+
+
 def test_a_full_disk_says_how_to_go_on(tmp_path, store, sampler, slices, monkeypatch):
     def full(descriptor):
         raise OSError(28, "No space left on device")

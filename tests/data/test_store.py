@@ -1,5 +1,6 @@
 """Crops: the voxels asked for, real neighbours, padding beyond the volume; damage is named."""
 
+import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 
@@ -101,11 +102,24 @@ def test_a_damaged_case_is_named(places, tmp_path):
         CaseStore(tmp_path / "prepared").cut("case_1", [(0, 1), (0, 4), (0, 4)])
 
 
-def test_verification_finds_one_changed_bit(places, tmp_path):
+@pytest.mark.parametrize("suffix", [".image.b2nd", ".label.b2nd", ".json"])
+@pytest.mark.parametrize("damage", ["a bit", "missing"])
+def test_damage_is_found_before_the_file_is_first_used(places, tmp_path, suffix, damage):
     shutil.copytree(places, tmp_path / "prepared")
-    path = tmp_path / "prepared/cases/case_1.image.b2nd"
+    path = tmp_path / f"prepared/cases/case_1{suffix}"
     content = bytearray(path.read_bytes())
     content[-20] ^= 1
-    path.write_bytes(bytes(content))
-    with pytest.raises(InputError, match=r"case_1\.image\.b2nd.*checksum"):
-        CaseStore(tmp_path / "prepared", verify=True)
+    store = CaseStore(tmp_path / "prepared")
+    path.write_bytes(content) if damage == "a bit" else path.unlink()
+    store.cut("case_0", [(0, 1), (0, 4), (0, 4)])
+    with pytest.raises(DatasetError, match=rf"case_1{re.escape(suffix)}: .*`voxdino prepare DATASET`"):
+        store.cut("case_1", [(0, 1), (0, 4), (0, 4)])
+
+
+def test_a_file_is_checked_once(places, monkeypatch):
+    store = CaseStore(places)
+    checked = []
+    monkeypatch.setattr(type(store.manifest), "verify", lambda self, folder, names: checked.extend(names))
+    for _ in range(3):
+        store.cut("case_1", [(0, 1), (0, 4), (0, 4)])
+    assert sorted(checked) == [f"cases/case_1{suffix}" for suffix in (".image.b2nd", ".json", ".label.b2nd")]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from voxdino.core.errors import CheckpointError, ConfigError, PlanError, ResourceError, StoppedError
+from voxdino.core.errors import CheckpointError, ConfigError, InputError, PlanError, ResourceError, StoppedError
 from voxdino.core.safe_files import lock_folder, read_json
 from voxdino.finetuning.recipes import RECIPES
 from voxdino.finetuning.run import finetune
@@ -114,6 +114,54 @@ def test_a_finished_run_says_so_and_does_nothing(workdir, small):
     assert again.was_finished and not first.was_finished
     assert again.best_dice == first.best_dice
     assert before == {path: path.stat().st_mtime_ns for path in before}
+
+
+DAMAGE = [
+    ("splits.json", "5", "no list of folds"),
+    ("splits.json", None, "voxdino prepare DATASET"),
+    ("one/run.json", "{}", "is damaged.*delete it"),
+    ("one/run.json", "[]", "is damaged.*delete it"),
+    ("one/features.json", "{}", "'folder' is missing.*delete it"),
+    ("one/log.jsonl", "garbage\n", "line 1 is damaged.*delete this line"),
+    ("prepared/manifest.json", None, "voxdino prepare DATASET"),
+    ("prepared/manifest.json", "[]", "voxdino prepare DATASET"),
+    ("prepared/cases/case_00.image.b2nd", None, r"case_00\.image\.b2nd.*voxdino prepare DATASET"),
+]
+
+
+@pytest.fixture
+def stopped(workdir, small):
+    """A workdir whose run "one" was stopped at its second step."""
+    with pytest.raises(StoppedError):
+        finetune(workdir, small, run_folder=workdir / "one", on_event=interrupt_at("step", 2))
+    return workdir
+
+
+def test_damaged_state_is_named_with_what_to_do(stopped, small):
+    for name, content, message in DAMAGE:
+        path = stopped / name
+        before = path.read_bytes()
+        path.unlink() if content is None else path.write_text(content)
+        if "cases" in name:
+            (stopped / "features").rename(stopped / "features-aside")  # cached, images are not read again
+        with pytest.raises(InputError, match=message):
+            finetune(stopped, small, run_folder=stopped / "one", on_event=lambda event: None)
+        path.write_bytes(before)
+    finetune(stopped, small, run_folder=stopped / "one", resume="require", on_event=lambda event: None)
+
+
+def test_cached_features_that_were_cut_short_are_made_again(stopped, small):
+    for cache in (stopped / "features").iterdir():
+        (cache / "view_000.bin").write_bytes((cache / "view_000.bin").read_bytes()[:-9])
+    finetune(stopped, small, run_folder=stopped / "one", on_event=lambda event: None)
+
+
+def test_the_backbone_is_trained_as_asked(workdir, small):
+    asked = {"drop_path": 0.1, "rope_rescale": 1.5, "gradient_checkpointing": True}
+    config = small.model_copy(update={"adaptation": "full", "num_epochs": 1, "steps_per_epoch": 1, **asked})
+    finetune(workdir, config, run_folder=workdir / "one", on_event=lambda event: None)
+    backbone = load_model(workdir / "one").segmenter.backbone
+    assert {name: getattr(backbone, name) for name in asked} == asked
 
 
 def test_changed_settings_are_named_and_refused(workdir, small):

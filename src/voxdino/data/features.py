@@ -14,10 +14,11 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
-from voxdino.core.errors import CheckpointError, ResourceError
-from voxdino.core.safe_files import read_json, write_json
+from voxdino.core.errors import CheckpointError, InputError, ResourceError
+from voxdino.core.records import Record
 from voxdino.data.augment import AugmentConfig
 from voxdino.data.loader import ReadAhead, assemble
 from voxdino.data.sampling import Sampler, Slice
@@ -41,6 +42,13 @@ class FeatureBatch:
         maps = tuple(tap.to(device, non_blocking=True) for tap in self.features.maps)
         features = Features(maps, self.features.cls_token.to(device), self.features.patch_size)
         return FeatureBatch(features, self.label.to(device, non_blocking=True), self.case_ids)
+
+
+class Mark(Record):
+    """view_000.json: how many records of how many are safely on disk."""
+
+    done: int = Field(ge=0)
+    of: int = Field(ge=1)
 
 
 class FeatureCache:
@@ -78,9 +86,12 @@ class FeatureCache:
         return self.record.itemsize
 
     def num_done(self, view: int) -> int:
-        """Records of a view that are safely on disk."""
-        mark = self._mark_path(view)
-        return int(read_json(mark)["done"]) if mark.exists() else 0
+        """Records of a view that are safely on disk; none where their mark is damaged: they are computed again."""
+        try:
+            marked = Mark.read(self._mark_path(view)).done
+            return min(marked, len(self.slices), self._data_path(view).stat().st_size // self.record_bytes)
+        except (InputError, FileNotFoundError):
+            return 0
 
     def batch(self, places: Sequence[tuple[int, int]], dtype: torch.dtype) -> FeatureBatch:
         """The records at (view, index), as tensors of `dtype`. Errors: CheckpointError for a damaged record."""
@@ -124,6 +135,7 @@ class FeatureCache:
         done, total = self.num_done(view), len(self.slices)
         if done == total:
             return done
+        done -= done % ENCODE_BATCH  # a file cut short may end within a batch
         self._open.pop(view, None)
 
         def fetch(number: int) -> Any:
@@ -167,13 +179,13 @@ class FeatureCache:
     def _mark(self, view: int, done: int, file: Any) -> None:
         file.flush()
         os.fsync(file.fileno())
-        write_json(self._mark_path(view), {"done": done, "of": len(self.slices)})
+        Mark(done=done, of=len(self.slices)).write(self._mark_path(view))
 
     def _rows(self, view: int) -> NDArray[np.uint8]:
         """(records done, record_bytes) of a view, memory-mapped."""
         if view not in self._open:
             flat = np.memmap(self._data_path(view), dtype=np.uint8, mode="r")
-            num = min(self.num_done(view), len(flat) // self.record_bytes)
+            num = self.num_done(view)
             self._open[view] = flat[: num * self.record_bytes].reshape(num, self.record_bytes)
         return self._open[view]
 

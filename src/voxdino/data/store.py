@@ -12,13 +12,15 @@ from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 
 from voxdino.core.arrays import ArrayFile
-from voxdino.core.errors import DatasetError, ImageError, VoxdinoError
+from voxdino.core.errors import DatasetError, ImageError, InputError, VoxdinoError
 from voxdino.core.records import nearest
 from voxdino.core.safe_files import Manifest
 from voxdino.data.sampling import CaseExtent, Range
 from voxdino.preparation.prepare import CaseRecord, ChannelScaling, normalise
 
 IGNORED = -1  # label in memory of voxels that neither train nor count; files say 255, or 65535 where classes are many
+
+PREPARE_AGAIN = "run `voxdino prepare DATASET` again: it makes what is damaged or missing, and keeps the rest."
 
 OPEN_FILES_PER_THREAD = 64
 KEPT_ARRAY_BYTES = 2 << 20  # arrays up to this size are decompressed once and kept: their crops are nearly all of them
@@ -44,18 +46,21 @@ class Crop:
 class CaseStore:
     """The folder `prepared/` of a workdir. Safe to read from many threads; each keeps its own few open files.
 
-    verify: check every file against the digests written when it was prepared (reads everything once).
+    Every file is checked against the digest written when it was prepared before it is first used.
 
-    Errors: DatasetError where the folder is missing, unfinished or names other cases; ImageError for a damaged file.
+    Errors: DatasetError where the folder is missing, unfinished or names other cases, or a file is missing or changed;
+    ImageError for one that cannot be read.
     """
 
-    def __init__(self, folder: Path, *, verify: bool = False) -> None:
+    def __init__(self, folder: Path) -> None:
         if not (folder / "manifest.json").is_file():
-            raise DatasetError("no prepared cases here", where=folder, fix="run `voxdino prepare` (again) to its end.")
+            raise DatasetError("no prepared cases here", where=folder, fix=PREPARE_AGAIN)
         self.folder = folder
-        self.manifest = Manifest.read(folder)
-        if verify:
-            self.manifest.verify(folder)
+        try:
+            self.manifest = Manifest.read(folder)
+        except InputError as error:
+            raise DatasetError(error.fact, where=error.where, fix=PREPARE_AGAIN) from error
+        self._verified: set[Path] = set()
         self.ids = tuple(sorted(path.name.removesuffix(".json") for path in (folder / "cases").glob("*.json")))
         self._local = threading.local()
         self._kept: dict[Path, NDArray[Any]] = {}
@@ -133,7 +138,9 @@ class CaseStore:
                 where=self.folder,
                 fix="run `voxdino prepare` again: splits and prepared cases must belong together.",
             )
-        return CaseRecord.read(self.folder / "cases" / f"{case_id}.json")
+        path = self.folder / "cases" / f"{case_id}.json"
+        self._verify(path)
+        return CaseRecord.read(path)
 
     def _read(self, case_id: str, kind: str, index: tuple[slice, ...]) -> NDArray[Any]:
         path = self.folder / "cases" / f"{case_id}.{kind}.b2nd"
@@ -154,7 +161,7 @@ class CaseStore:
             raise ImageError(
                 f"the prepared {kind} of case {case_id!r} cannot be read ({error})",
                 where=path,
-                fix="delete the file and run `voxdino prepare` again.",
+                fix=PREPARE_AGAIN,
             ) from error
 
     def _can_keep(self, file: ArrayFile) -> bool:
@@ -163,10 +170,21 @@ class CaseStore:
 
     def _open(self, path: Path) -> ArrayFile:
         """This thread's handle: a blosc2 array must not be read by two threads at once."""
+        self._verify(path)
         if not hasattr(self._local, "open"):
             self._local.open = lru_cache(maxsize=OPEN_FILES_PER_THREAD)(ArrayFile)
         file: ArrayFile = self._local.open(path)
         return file
+
+    def _verify(self, path: Path) -> None:
+        """Check a file once; two threads that come at the same time may both do it."""
+        if path in self._verified:
+            return
+        try:
+            self.manifest.verify(self.folder, [path.relative_to(self.folder).as_posix()])
+        except InputError as error:
+            raise DatasetError(error.fact, where=path, fix=PREPARE_AGAIN) from error
+        self._verified.add(path)
 
 
 def padding_values(scaling: Sequence[ChannelScaling]) -> Float[np.ndarray, " C"]:

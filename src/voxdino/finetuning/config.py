@@ -16,6 +16,9 @@ class FinetuneConfig(TrainingConfig):
     taps:              blocks whose output the decoder sees; None: at each quarter of the depth.
     pyramid_scales:    of the decoder tpa_sad; None: as published, but no level finer than a voxel.
     adaptation:        what of the backbone trains: nothing, LoRA, its last `last_k` blocks, or all.
+    drop_path:         share of residual branches left out in training, rising over the depth; of a trained backbone.
+    rope_rescale:      positions of a trained DINOv3 backbone are stretched by up to this factor; None: never.
+    gradient_checkpointing: compute activations of the backbone twice instead of keeping them: less memory, slower.
     cache:             compute a frozen backbone's features once and train on them. "auto": whenever it is frozen.
     cached_views:      at most so many views of each slice; view 0 is plain, the others are augmented. Fewer where the
                        disk or time budget ends first.
@@ -37,6 +40,9 @@ class FinetuneConfig(TrainingConfig):
     lora_alpha: float = Field(default=16.0, gt=0)
     lora_dropout: float = Field(default=0.0, ge=0, lt=1)
     last_k: int = Field(default=0, ge=0)
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+    rope_rescale: float | None = Field(default=None, ge=1)
+    gradient_checkpointing: bool = False
     loss: str = "dice_ce"
     quotas: Quotas = Quotas()
     augment: AugmentConfig = AugmentConfig()

@@ -13,7 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from voxdino.core.safe_files import digest_json, format_bytes, lock_folder, read_json, require_free_space, write_json
+from voxdino.core.records import Record
+from voxdino.core.safe_files import digest_json, format_bytes, lock_folder, require_free_space
 from voxdino.data.features import FORMAT, FeatureBatch, FeatureCache
 from voxdino.data.loader import Batch, ReadAhead, assemble
 from voxdino.data.sampling import Sampler, Slice, choose_slices
@@ -23,6 +24,7 @@ from voxdino.models.features import Features
 from voxdino.models.precision import autocast, uses_bf16
 from voxdino.models.segmenter import Segmenter
 from voxdino.preparation.plan import Plan
+from voxdino.training.checkpoint import read_state
 from voxdino.training.stopping import StopRequest
 from voxdino.training.tracking import Event, Listener
 
@@ -95,6 +97,13 @@ class ImageExamples:
             yield batch.to(setting.device)
 
 
+class Pool(Record):
+    """features.json: the cache folder a run trains on, and its records per view."""
+
+    folder: str
+    records: tuple[int, ...]
+
+
 class CachedExamples:
     """Random batches from a pool of cached features: one (view, slice) each."""
 
@@ -119,10 +128,11 @@ class CachedExamples:
         self._validation, done = self._cache(setting.validation_slices(), setting.val_ids, [None])
         self._num_validation = sum(done)
         memory = run_folder / "features.json"
-        known = read_json(memory)["records"] if memory.exists() else None
+        fix = "delete it: the features are then counted anew."
+        known = read_state(Pool, memory, fix=fix).records if memory.exists() else None
         self._training, done = self._cache(slices, setting.train_ids, known)
         if not stop:
-            write_json(memory, {"folder": self._training.folder.name, "records": done})
+            Pool(folder=self._training.folder.name, records=tuple(done)).write(memory)
         self._places = [(view, index) for view, count in enumerate(done) for index in range(count)]
         self.num_samples = len(self._places)
         self._order = lru_cache(maxsize=4)(self._shuffled)

@@ -13,8 +13,8 @@ from torch import Tensor
 import voxdino
 from voxdino.core.errors import CheckpointError, ConfigError, DatasetError, PlanError, StoppedError
 from voxdino.core.records import Record
-from voxdino.core.safe_files import digest_file, lock_folder, read_json, sweep_temporary, write_json
-from voxdino.data.store import IGNORED, CaseStore
+from voxdino.core.safe_files import digest_file, lock_folder, read_json, sweep_temporary
+from voxdino.data.store import IGNORED, PREPARE_AGAIN, CaseStore
 from voxdino.finetuning.config import FinetuneConfig
 from voxdino.finetuning.examples import CachedExamples, ImageExamples, Setting
 from voxdino.finetuning.validation import validate
@@ -26,7 +26,7 @@ from voxdino.models.segmenter import ModelConfig, Segmenter, build_segmenter
 from voxdino.models.weights import WeightsCard, load_backbone
 from voxdino.preparation.plan import Plan
 from voxdino.preparation.splits import Split
-from voxdino.training.checkpoint import flatten, require_same
+from voxdino.training.checkpoint import flatten, read_state, require_same
 from voxdino.training.config import FREE_TO_CHANGE
 from voxdino.training.loop import Job, Outcome, train
 from voxdino.training.losses import LOSSES, dice_binary_cross_entropy
@@ -53,6 +53,26 @@ class RunSummary(Record):
     best_step: int
     elapsed_s: float
     was_finished: bool = False
+
+
+class RunRecord(Record):
+    """run.json: what was done, with what. No absolute path, no host name: runs are shared.
+
+    num_parameters: "trained" and "all".
+    identity:       what must not change between the parts of the run, flat.
+    outcome:        None while the run has not ended.
+    """
+
+    config: dict[str, Any]
+    fold: int
+    split: Split
+    backbone: dict[str, str | None]
+    num_parameters: dict[str, int]
+    device: str
+    num_threads: int
+    python: str
+    identity: dict[str, Any]
+    outcome: RunSummary | None = None
 
 
 def finetune(
@@ -88,24 +108,23 @@ def finetune(
                 where=workdir / "plan.json",
                 fix=f"voxdino prepare DATASET --backbone {Path(config.backbone).name}",
             )
+        store = CaseStore(workdir / "prepared")
         identity = _identity(workdir, config, plan, split, card)
-        if (run_folder / "run.json").exists():
-            previous = read_json(run_folder / "run.json")
-            require_same(previous["identity"], identity, where=run_folder)
-            if previous["outcome"] is not None:
-                return RunSummary.from_json(
-                    {**previous["outcome"], "run_folder": str(run_folder), "was_finished": True}
-                )
+        if (path := run_folder / "run.json").exists():
+            previous = read_state(RunRecord, path, fix="delete it: the run then goes on from its checkpoint.")
+            require_same(previous.identity, identity, where=run_folder)
+            if previous.outcome is not None:
+                return previous.outcome.model_copy(update={"run_folder": str(run_folder), "was_finished": True})
         elif resume == "require":
             raise CheckpointError("there is nothing to resume here", where=run_folder, fix="run without --resume.")
 
         segmenter = build_segmenter(_model_config(config, plan, card), backbone).to(target)
         segmenter = segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         record = _record(config, split, fold, card, segmenter, target, identity)
-        write_json(run_folder / "run.json", {**record, "outcome": None})
+        record.write(path)
         plan.write(run_folder / "plan.json")
         setting = Setting(
-            store=CaseStore(workdir / "prepared"),
+            store=store,
             plan=plan,
             config=config,
             segmenter=segmenter,
@@ -132,7 +151,8 @@ def finetune(
         _take_best(segmenter, outcome)
         save_model(run_folder, segmenter, plan, card)
         summary = _summary(outcome, run_folder)
-        write_json(run_folder / "run.json", {**record, "outcome": {**summary.to_json(), "run_folder": run_folder.name}})
+        ended = summary.model_copy(update={"run_folder": run_folder.name})
+        record.model_copy(update={"outcome": ended}).write(path)
         return summary
 
 
@@ -219,6 +239,9 @@ def _model_config(config: FinetuneConfig, plan: Plan, card: WeightsCard) -> Mode
         lora_alpha=config.lora_alpha,
         lora_dropout=config.lora_dropout,
         last_k=config.last_k,
+        drop_path=config.drop_path,
+        rope_rescale=config.rope_rescale,
+        gradient_checkpointing=config.gradient_checkpointing,
         magnification=plan.magnification,
         num_outputs=plan.labels.num_outputs,
     )
@@ -236,7 +259,11 @@ def _pyramid_scales(plan: Plan) -> tuple[int, ...]:
 
 
 def _read_split(path: Path, fold: int) -> Split:
+    if not path.is_file():
+        raise DatasetError("no splits here.", where=path, fix=PREPARE_AGAIN)
     splits = read_json(path)
+    if not isinstance(splits, list):
+        raise ConfigError("holds no list of folds.", where=path, fix=PREPARE_AGAIN)
     if not 0 <= fold < len(splits):
         raise ConfigError(
             f"there is no fold {fold}; the splits have {len(splits)}",
@@ -277,23 +304,23 @@ def _record(
     segmenter: Segmenter,
     device: torch.device,
     identity: dict[str, Any],
-) -> dict[str, Any]:
-    """run.json but for the outcome. No absolute path, no host name: runs are shared."""
+) -> RunRecord:
+    """run.json but for the outcome."""
     parameters = trainable(segmenter)
-    return {
-        "config": {**config.to_json(), "backbone": Path(config.backbone).name},
-        "fold": fold,
-        "split": split.to_json(),
-        "backbone": {"name": card.name, "licence": card.licence, "digest": card.file_digest},
-        "num_parameters": {
+    return RunRecord(
+        config={**config.to_json(), "backbone": Path(config.backbone).name},
+        fold=fold,
+        split=split,
+        backbone={"name": card.name, "licence": card.licence, "digest": card.file_digest},
+        num_parameters={
             "trained": sum(parameter.numel() for parameter in parameters.values()),
             "all": sum(parameter.numel() for parameter in segmenter.parameters()),
         },
-        "device": device.type,
-        "num_threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "identity": identity,
-    }
+        device=device.type,
+        num_threads=torch.get_num_threads(),
+        python=platform.python_version(),
+        identity=identity,
+    )
 
 
 def _take_best(segmenter: Segmenter, outcome: Outcome) -> None:

@@ -6,13 +6,16 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from voxdino.core.errors import CheckpointError, ResourceError, VoxdinoError
+from voxdino.core.errors import CheckpointError, InputError, ResourceError, VoxdinoError
+from voxdino.core.records import Record
 from voxdino.core.safe_files import Manifest, read_json, require_free_space, write_atomic, write_json
+
+R = TypeVar("R", bound=Record)
 
 TENSORS, FACTS = "state.safetensors", "state.json"
 KEPT = 2  # the newest, and the one before it in case the newest goes bad on the disk
@@ -116,6 +119,14 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any], *, where: Pa
             where=where,
             fix="repeat the first command, or start in a new run folder.",
         )
+
+
+def read_state(kind: type[R], path: Path, *, fix: str) -> R:
+    """A record that a run keeps of itself. Errors: CheckpointError with this fix where the file is damaged."""
+    try:
+        return kind.read(path)
+    except InputError as damage:
+        raise CheckpointError(f"is damaged: {damage.fact}", where=path, fix=fix) from damage
 
 
 def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
