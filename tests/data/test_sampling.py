@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from voxdino.data.sampling import CaseExtent, Quotas, Sampler, choose_slices
+from voxdino.data.sampling import CaseExtent, PoolSampler, Quotas, Sampler, choose_slices
 
 
 def case(name, shape=(11, 30, 41), organ=(4, 7)):
@@ -96,6 +96,32 @@ def test_views_of_a_large_slice_look_at_its_foreground():
         here = draws.cases["a"].locations[1]
         here = here[here[:, 0] == 5]
         assert ((here[:, 1] >= y0) & (here[:, 1] < y1) & (here[:, 2] >= x0) & (here[:, 2] < x1)).any()
+
+
+@pytest.mark.parametrize("foreground, empty", [(0.5, 0.1), (0.7, 0.3), (0.0, 0.0), (1.0, 0.0), (0.9, 0.9), (0.0, 1.0)])
+def test_every_batch_from_a_pool_has_its_quotas(foreground, empty):
+    held = np.arange(100) % 5 == 0
+    draws = PoolSampler(held.tolist(), Quotas(foreground=foreground, empty=empty), seed=0)
+    left = 1 - foreground - min(empty, 1 - foreground)
+    assert np.mean([held[draws.draw(n)] for n in range(2000)]) == pytest.approx(foreground + 0.2 * left, abs=0.01)
+    for batch in range(50):
+        num = sum(held[draws.draw(n)] for n in range(10 * batch, 10 * batch + 10))
+        assert num >= int(10 * foreground) and 10 - num >= int(10 * min(empty, 1 - foreground)) - 1
+
+
+def test_a_pool_is_drawn_whole_before_any_record_comes_again():
+    draws = PoolSampler([True] * 3 + [False] * 4, Quotas(foreground=0.5, empty=0.5), seed=0)
+    taken = [draws.draw(n) for n in range(24)]
+    assert all(set(taken[i : i + 6 : 1]) >= {0, 1, 2} for i in range(0, 24, 6))
+    assert {place for place in taken[:8] if place > 2} == {3, 4, 5, 6}
+    again = PoolSampler([True] * 3 + [False] * 4, Quotas(foreground=0.5, empty=0.5), seed=0)
+    assert [again.draw(n) for n in reversed(range(24))] == taken[::-1]
+
+
+@pytest.mark.parametrize("held", [[True] * 4, [False] * 4])
+def test_a_pool_of_one_kind_gives_it_whatever_the_quotas(held):
+    draws = PoolSampler(held, Quotas(foreground=0.6, empty=0.4), seed=0)
+    assert {draws.draw(n) for n in range(20)} == {0, 1, 2, 3}
 
 
 def test_chosen_slices_are_all_with_foreground_their_neighbours_and_a_share_of_the_rest():

@@ -16,11 +16,13 @@ Slice = tuple[str, int]  # case id, index of the slice
 
 
 class Quotas(Record):
-    """How samples are shared out; what is left over is drawn anywhere in the case.
+    """How samples are shared out; what is left over is drawn anywhere in the case (or pool).
 
     foreground: share of samples centred near a voxel of a class drawn evenly over the classes the case has. Default
                 0.5: a third (nnU-Net) leaves few structure pixels where they are small against the crop.
     empty:      share of samples from slices without any foreground, which teach where to stop along the slice axis.
+
+    A pool of cached features has fixed crops: there both are shares of slices with and without foreground.
     """
 
     foreground: float = Field(default=0.5, ge=0, le=1)
@@ -125,6 +127,45 @@ class Sampler:
 
     def _shuffled(self, epoch: int, turn: int) -> NDArray[np.int64]:
         return np.random.default_rng([self.seed, 0, epoch, turn]).permutation(len(self._ids))
+
+
+class PoolSampler:
+    """Draws samples from a pool of records; sample n depends on nothing but (seed, n).
+
+    The quotas are spread evenly, so every batch has them. Within a kind (foreground, empty, any) all records are drawn
+    once, in random order, before any comes again.
+    """
+
+    def __init__(self, has_foreground: Sequence[bool], quotas: Quotas, seed: int) -> None:
+        held = np.asarray(has_foreground, dtype=bool)
+        self._kinds = (np.flatnonzero(held), np.flatnonzero(~held), np.arange(len(held)))
+        self._foreground = quotas.foreground if held.any() else 0.0
+        left = 1 - self._foreground
+        self._empty = min(1.0, quotas.empty / left) if left and not held.all() else 0.0  # of what foreground leaves
+        self._seed = seed
+        self._order = lru_cache(maxsize=12)(self._shuffled)
+
+    def draw(self, number: int) -> int:
+        """The place in the pool of sample `number`."""
+        chosen, num_foreground = _is_chosen(number, self._foreground)
+        if chosen:
+            return self._take(0, num_foreground)
+        number -= num_foreground
+        chosen, num_empty = _is_chosen(number, self._empty)
+        return self._take(1, num_empty) if chosen else self._take(2, number - num_empty)
+
+    def _take(self, kind: int, number: int) -> int:
+        turn, place = divmod(number, len(self._kinds[kind]))
+        return int(self._kinds[kind][self._order(kind, turn)[place]])
+
+    def _shuffled(self, kind: int, turn: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self._seed, 5, kind, turn]).permutation(len(self._kinds[kind]))
+
+
+def _is_chosen(number: int, share: float) -> tuple[bool, int]:
+    """Whether `number` belongs to an evenly spread share of all numbers, and how many before it do."""
+    num_before = int(number * share)
+    return int((number + 1) * share) > num_before, num_before
 
 
 def choose_slices(extents: Sequence[CaseExtent], *, background_share: float, margin: int, seed: int) -> list[Slice]:

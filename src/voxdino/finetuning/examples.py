@@ -4,20 +4,18 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from voxdino.core.records import Record
 from voxdino.core.safe_files import digest_json, format_bytes, lock_folder, require_free_space
 from voxdino.data.features import FORMAT, FeatureBatch, FeatureCache
 from voxdino.data.loader import Batch, ReadAhead, assemble
-from voxdino.data.sampling import Sampler, Slice, choose_slices
+from voxdino.data.sampling import PoolSampler, Sampler, Slice, choose_slices
 from voxdino.data.store import CaseStore
 from voxdino.finetuning.config import FinetuneConfig
 from voxdino.models.features import Features
@@ -135,16 +133,18 @@ class CachedExamples:
             Pool(folder=self._training.folder.name, records=tuple(done)).write(memory)
         self._places = [(view, index) for view, count in enumerate(done) for index in range(count)]
         self.num_samples = len(self._places)
-        self._order = lru_cache(maxsize=4)(self._shuffled)
+        foreground = {(extent.case_id, int(depth)) for extent in extents for depth in extent.foreground_slices()}
+        held = [slices[index] in foreground for _, index in self._places]
+        self._sampler = PoolSampler(held, config.quotas, config.seed)
 
     def batches(self, first: int, steps_per_epoch: int) -> AbstractContextManager[Iterator[FeatureBatch]]:
-        """The batches from step `first` on; the pool is passed through in a new order again and again."""
-        size, num = self.setting.batch_size, len(self._places)
+        """The batches from step `first` on."""
+        size = self.setting.batch_size
         dtype = torch.bfloat16 if self.setting.amp else torch.float32
 
         def fetch(step: int) -> FeatureBatch:
-            wanted = [divmod(step * size + index, num) for index in range(size)]
-            return self._training.batch([self._places[self._order(turn)[place]] for turn, place in wanted], dtype)
+            wanted = [self._sampler.draw(step * size + index) for index in range(size)]
+            return self._training.batch([self._places[place] for place in wanted], dtype)
 
         return _Prepared(
             ReadAhead(fetch, first=first, num_threads=self.setting.config.num_workers),
@@ -256,9 +256,6 @@ class CachedExamples:
                 "slices": [list(one) for one in slices],
             }
         )
-
-    def _shuffled(self, turn: int) -> NDArray[np.int64]:
-        return np.random.default_rng([self.setting.config.seed, 5, turn]).permutation(len(self._places))
 
 
 class _Prepared:
