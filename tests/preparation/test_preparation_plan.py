@@ -76,11 +76,11 @@ def test_slices_run_along_the_coarsest_axis_else_the_fewest(shape, spacing, orie
     assert found == axis and any(character.isdigit() for character in reason)
 
 
-def test_in_plane_spacing_is_the_median_where_cases_differ_and_their_own_where_not():
+def test_in_plane_spacing_is_the_median_of_all_scans_and_none_for_pictures():
     shapes, own = [(100, 100, 30)] * 3, [(0.6, 0.6, 5.0), (0.8, 0.8, 5.0), (0.9, 0.9, 4.0)]
     assert decisions.choose_spacing(fingerprint_of(shapes, own), "S")[0] == (0.8, 0.8)
     nearly = [(0.80, 0.80, 5.0), (0.81, 0.81, 3.0), (0.80, 0.80, 7.0)]
-    assert decisions.choose_spacing(fingerprint_of(shapes, nearly), "S")[0] is None
+    assert decisions.choose_spacing(fingerprint_of(shapes, nearly), "S")[0] == (0.8, 0.8)  # for scans to come
     assert decisions.choose_spacing(fingerprint_of([(9, 9)] * 3, unit="px"), None)[0] is None
     rows_differ = [(0.6, 1.0, 5.0), (0.8, 1.0, 5.0), (0.9, 1.0, 4.0)]  # R, A: columns, rows
     assert decisions.choose_spacing(fingerprint_of(shapes, rows_differ), "S")[0] == (1.0, 0.8)
@@ -241,4 +241,4 @@ def test_oblique_cases_count_by_the_axis_they_are_nearest_to(tmp_path):
             array = np.asanyarray(nibabel.load(path).dataobj).transpose(2, 0, 1)
             save_nifti(path, array, turned)
     plan, _ = plan_of(root)
-    assert plan.in_plane_spacing is None and plan.crop == (9, 11)
+    assert plan.in_plane_spacing == pytest.approx((1.0, 1.5)) and plan.crop == (9, 11)

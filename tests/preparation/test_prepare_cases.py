@@ -123,7 +123,7 @@ def test_in_plane_spacing_is_met_and_the_slice_axis_never_resampled():
     assert prepared.image.shape == (1, 5, 24, 10) == (1, *prepared.label.shape)
     np.testing.assert_allclose(prepared.geometry.prepared_spacing, (5.0, 1.0, 1.0))
     assert prepared.geometry.native_shape == (5, 30, 20)
-    same = prepare_case("x", volume, label, make_plan(in_plane_spacing=(0.805, 0.502)))  # within 1 %
+    same = prepare_case("x", volume, label, make_plan(in_plane_spacing=(0.81, 0.505)))  # within 2 %
     assert same.image.shape == (1, 5, 30, 20)
     constant = Volume(np.full_like(volume.array, 300), volume.grid)
     resampled = prepare_case("x", constant, label, make_plan(in_plane_spacing=(1.0, 0.7))).image

@@ -13,7 +13,7 @@ import numpy as np
 from voxdino.core.geometry import format_shape, format_spacing
 from voxdino.preparation.fingerprint import CaseFacts, Fingerprint
 from voxdino.preparation.intensity import is_photo
-from voxdino.preparation.orientation import DISPLAY_AXES, SliceAxis
+from voxdino.preparation.orientation import DISPLAY_AXES, SAME_SPACING, SliceAxis
 
 TOKENS_ACROSS_STRUCTURE = 3.0  # tokens that the smallest structures should span
 TOKENS_ACROSS_SLICE = 12.0  # tokens per side below which a ViT has too little to look around in
@@ -21,7 +21,6 @@ MAX_TOKENS = {"cpu": 256, "cuda": 1024}  # per crop: what a step may cost
 
 _ANISOTROPIC = 1.5  # ratio of spacings from which on the coarse axis is taken for the scanner's slice axis
 _CLEARLY_FEWER = 0.8  # share of the axial slices below which another axis is worth leaving the usual view
-_SAME_SPACING = 0.02
 _SNAP = 0.1  # magnifications this near to 1 become 1
 
 
@@ -48,19 +47,24 @@ def choose_slice_axis(fingerprint: Fingerprint, *, is_ct: bool) -> tuple[SliceAx
 
 
 def choose_spacing(fingerprint: Fingerprint, axis: SliceAxis | None) -> tuple[tuple[float, float] | None, str]:
-    """The in-plane (row, column) spacing all cases are brought to, or None where they agree already."""
-    if axis is None:
-        return None, "pictures keep their pixels."
+    """The in-plane (row, column) spacing all scans are brought to; None where lengths are pixels.
+
+    It is set also where all cases have the same: a scan predicted later may not.
+    """
+    if axis is None or fingerprint.cases[0].unit == "px":
+        return None, "pictures keep their pixels." if axis is None else "the files state no spacing."
     spacings = np.array([in_plane(case, case.spacing, axis) for case in fingerprint.cases])
-    spread = float((spacings.max(axis=0) / spacings.min(axis=0)).max() - 1)
     median = np.median(spacings, axis=0)
     told = format_spacing(median.tolist(), fingerprint.cases[0].unit)
-    if spread <= _SAME_SPACING:
-        return None, f"all cases have {told} in-plane (within {spread:.1%}): each keeps its own."
-    smallest, largest = spacings.min(), spacings.max()
-    return (float(median[0]), float(median[1])), (
-        f"in-plane spacing runs from {smallest:.3g} to {largest:.3g} over the set; all come to the median, {told}."
-    )
+    spread = float((spacings.max(axis=0) / spacings.min(axis=0)).max() - 1)
+    if spread <= SAME_SPACING:
+        why = f"all cases have {told} in-plane (within {spread:.1%}); scans that differ are brought to it."
+    else:
+        why = (
+            f"in-plane spacing runs from {spacings.min():.3g} to {spacings.max():.3g} over the set; "
+            f"all come to the median, {told}."
+        )
+    return (float(median[0]), float(median[1])), why
 
 
 def choose_magnification(

@@ -21,6 +21,8 @@ from voxdino.core.volume import LabelMap
 
 SliceAxis = Literal["R", "A", "S"]
 
+SAME_SPACING = 0.02  # spacings this near to each other count as one: nothing is resampled
+
 DISPLAY_AXES: dict[SliceAxis, tuple[str, str, str]] = {  # world axes of D, H, W
     "S": ("S", "A", "R"),
     "A": ("A", "S", "R"),

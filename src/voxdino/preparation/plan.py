@@ -45,7 +45,7 @@ class Plan(Record):
 
     channels:         the model's channels, in order.
     slice_axis:       world axis that slices are stacked along; None for pictures.
-    in_plane_spacing: (row, column) all cases are brought to; None: each keeps its own. Never resampled along D.
+    in_plane_spacing: (row, column) all scans are brought to; None: they keep their pixels. Never resampled along D.
     magnification:    network pixels per prepared voxel.
     crop, tile:       (rows, columns) in prepared voxels, for training and for inference.
     slab:             slices per training sample.   context_slices: real neighbours each side of it.

@@ -24,7 +24,7 @@ from voxdino.preparation.check import Progress
 from voxdino.preparation.dataset import read_case
 from voxdino.preparation.fingerprint import Fingerprint, voxels_per_value
 from voxdino.preparation.intensity import ChannelScaling, normalise, scale_case
-from voxdino.preparation.orientation import CaseGeometry, restore_labels, slice_geometry, to_slices
+from voxdino.preparation.orientation import SAME_SPACING, CaseGeometry, restore_labels, slice_geometry, to_slices
 from voxdino.preparation.plan import Plan
 from voxdino.preparation.workers import Fault, file_bytes, run_over_cases
 
@@ -43,7 +43,6 @@ __all__ = [
 PREPARED = "prepared"
 CASES = "cases"
 
-_SAME_SPACING = 0.01
 _FEW_LEVELS = 255  # integer images with a smaller range are not rounded when resampled
 _MOST_TOLD = 5  # bad cases told in one message
 _CHUNK_BYTES = 256 * 1024  # whole slices are added to a chunk up to this size
@@ -118,7 +117,7 @@ def _planned_size(geometry: CaseGeometry, plan: Plan) -> tuple[int, int]:
     if plan.in_plane_spacing is None:
         return rows, columns
     ratios = [own / new for own, new in zip(geometry.prepared_spacing[1:], plan.in_plane_spacing, strict=True)]
-    if all(abs(ratio - 1) <= _SAME_SPACING for ratio in ratios):
+    if all(abs(ratio - 1) <= SAME_SPACING for ratio in ratios):
         return rows, columns
     return max(1, round(rows * ratios[0])), max(1, round(columns * ratios[1]))
 
