@@ -164,8 +164,8 @@ class PoolSampler:
 
 def _is_chosen(number: int, share: float) -> tuple[bool, int]:
     """Whether `number` belongs to an evenly spread share of all numbers, and how many before it do."""
-    num_before = int(number * share)
-    return int((number + 1) * share) > num_before, num_before
+    num_before, num_after = (int(count * share + 1e-9) for count in (number, number + 1))  # 0.7 * 30 is below 21
+    return num_after > num_before, num_before
 
 
 def choose_slices(extents: Sequence[CaseExtent], *, background_share: float, margin: int, seed: int) -> list[Slice]:
