@@ -12,10 +12,10 @@ def case(name, shape=(11, 30, 41), organ=(4, 7)):
     """A case with class 1 in the slices organ[0]..organ[1] and a rare class 2 in one of them."""
     rng = np.random.default_rng(len(name))
     common = np.stack([rng.integers(*organ, 500), rng.integers(5, 25, 500), rng.integers(9, 33, 500)], 1)
-    return CaseExtent(name, shape, {1: common, 2: np.array([[organ[0], 20, 30]])})
+    return CaseExtent(name, shape, {1: common, 2: np.array([[organ[0], 20, 30]])}, tuple(range(*organ)))
 
 
-EMPTY = CaseExtent("nothing", (6, 30, 41), {1: np.zeros((0, 3), dtype=np.int64)})
+EMPTY = CaseExtent("nothing", (6, 30, 41), {1: np.zeros((0, 3), dtype=np.int64)}, ())
 
 
 def sampler(cases=None, crop=(16, 20), slab=1, seed=0, **quotas):
@@ -71,7 +71,7 @@ def test_the_share_of_empty_slices_is_kept():
 
 
 def test_a_case_without_foreground_and_one_without_empty_slices_are_drawn_anywhere():
-    full = CaseExtent("full", (3, 30, 41), {1: np.array([[0, 1, 1], [1, 1, 1], [2, 1, 1]])})
+    full = CaseExtent("full", (3, 30, 41), {1: np.array([[0, 1, 1], [1, 1, 1], [2, 1, 1]])}, (0, 1, 2))
     draws = sampler([EMPTY, full], foreground=0.5, empty=0.5)
     assert {draws.draw(1, i).box[0][0] for i in range(200) if draws.draw(1, i).case_id == "nothing"} == set(range(6))
     assert {draws.draw(1, i).box[0][0] for i in range(200) if draws.draw(1, i).case_id == "full"} == set(range(3))

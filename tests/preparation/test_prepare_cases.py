@@ -223,6 +223,7 @@ def test_what_is_written_is_what_was_prepared(dataset, tmp_path):
         record = CaseRecord.read(summary.folder / f"cases/{case.id}.json")
         assert record.scaling == prepared.scaling and record.geometry == prepared.geometry
         assert record.num_voxels == {str(n): int((prepared.label == n).sum()) for n in range(3)}
+        assert record.foreground_slices == tuple(np.flatnonzero((prepared.label > 0).any((1, 2))).tolist())
         for index, voxels in record.locations.items():
             assert sorted(map(tuple, voxels)) == sorted(map(tuple, np.argwhere(prepared.label == int(index))))
 
@@ -242,13 +243,21 @@ def test_locations_of_large_structures_are_drawn_evenly(block, monkeypatch):
     assert per_slice.min() >= 48 and per_slice.max() <= 52
 
 
+def test_a_slice_with_one_voxel_of_a_large_structure_is_known():
+    label = np.zeros((5, 300, 300), np.uint8)
+    label[1:3, :200] = 1
+    label[4, 7, 7] = 1
+    label[0, 1, 1] = LABELS.ignore_index
+    assert case_record.foreground_slices(label, LABELS) == (1, 2, 4)
+
+
 def test_the_bytes_do_not_depend_on_the_number_of_workers(dataset, tmp_path):
     for number in (1, 2):
         prepare(dataset, PLAN, tmp_path / str(number), num_workers=number)
     assert content(tmp_path / "1") == content(tmp_path / "2")
 
 
-@pytest.mark.parametrize("spoil", ["image", "record", "label gone", "half a record", "stray"])
+@pytest.mark.parametrize("spoil", ["image", "record", "one digit of a record", "label gone", "half a record", "stray"])
 def test_a_repeated_run_keeps_what_is_whole_and_mends_the_rest(dataset, tmp_path, spoil):
     cases = prepare(dataset, PLAN, tmp_path / "work", num_workers=1).folder / "cases"
     whole = content(tmp_path / "work")
@@ -258,6 +267,10 @@ def test_a_repeated_run_keeps_what_is_whole_and_mends_the_rest(dataset, tmp_path
         (cases / "case_01.image.b2nd").write_bytes(data)
     elif spoil == "record":
         (cases / "case_01.json").unlink()
+    elif spoil == "one digit of a record":
+        record = CaseRecord.read(cases / "case_01.json")
+        sick = record.scaling[0].model_copy(update={"mean": record.scaling[0].mean + 1})
+        record.model_copy(update={"scaling": (sick, *record.scaling[1:])}).write(cases / "case_01.json")
     elif spoil == "label gone":
         (cases / "case_01.label.b2nd").unlink()
     elif spoil == "half a record":

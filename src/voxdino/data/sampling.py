@@ -33,22 +33,19 @@ class Quotas(Record):
 class CaseExtent:
     """What the sampler knows of a case.
 
-    shape:     (D, H, W) prepared voxels.
-    locations: class index -> (n, 3) voxels (z, y, x) of that class, drawn evenly (not all of them in large structures).
+    shape:             (D, H, W) prepared voxels.
+    locations:         class index -> (n, 3) voxels (z, y, x) of that class, drawn evenly (of large structures not all).
+    foreground_slices: indices of all slices that hold any foreground, ascending.
     """
 
     case_id: str
     shape: tuple[int, int, int]
     locations: Mapping[int, NDArray[Any]]
-
-    def foreground_slices(self) -> NDArray[Any]:
-        """Indices of the slices that hold any recorded foreground voxel, ascending."""
-        depths = [voxels[:, 0] for voxels in self.locations.values() if len(voxels)]
-        return np.unique(np.concatenate(depths)) if depths else np.zeros(0, dtype=np.int64)
+    foreground_slices: tuple[int, ...]
 
     def empty_slices(self) -> NDArray[Any]:
         """Indices of the other slices, ascending."""
-        return np.setdiff1d(np.arange(self.shape[0]), self.foreground_slices())
+        return np.setdiff1d(np.arange(self.shape[0]), self.foreground_slices)
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ class Sampler:
         case = self.cases[self._ids[self._order(epoch, turn)[place]]]
         rng = np.random.default_rng([self.seed, 1, epoch, index])
         kind = rng.random()
-        if kind < self.quotas.foreground and (voxel := _foreground_voxel(case, rng)) is not None:
+        if kind < self.quotas.foreground and (voxel := _foreground_voxel(case.locations, rng)) is not None:
             return Draw(case.case_id, epoch, index, self._around(case, voxel, rng))
         empty = self._empty[case.case_id]
         if kind >= 1 - self.quotas.empty and len(empty):
@@ -106,8 +103,7 @@ class Sampler:
         case = self.cases[case_id]
         rng = np.random.default_rng([self.seed, 2, epoch, self._ids.index(case_id), depth])
         here = {label: voxels[voxels[:, 0] == depth] for label, voxels in case.locations.items()}
-        local = CaseExtent(case_id, case.shape, {label: voxels for label, voxels in here.items() if len(voxels)})
-        voxel = _foreground_voxel(local, rng) if rng.random() < self.quotas.foreground else None
+        voxel = _foreground_voxel(here, rng) if rng.random() < self.quotas.foreground else None
         ranges = []
         for axis in (0, 1):
             size, crop = case.shape[axis + 1], self.crop[axis]
@@ -164,7 +160,7 @@ class PoolSampler:
 
 def _is_chosen(number: int, share: float) -> tuple[bool, int]:
     """Whether `number` belongs to an evenly spread share of all numbers, and how many before it do."""
-    num_before, num_after = (int(count * share + 1e-9) for count in (number, number + 1))  # 0.7 * 30 is below 21
+    num_before, num_after = (int(count * share + 1e-9) for count in (number, number + 1))  # 0.29 * 100 is below 29
     return num_after > num_before, num_before
 
 
@@ -178,7 +174,7 @@ def choose_slices(extents: Sequence[CaseExtent], *, background_share: float, mar
     for extent in sorted(extents, key=lambda extent: extent.case_id):
         depth = extent.shape[0]
         near = np.zeros(depth, dtype=bool)
-        for index in extent.foreground_slices():
+        for index in extent.foreground_slices:
             near[max(0, index - margin) : index + margin + 1] = True
         far = np.flatnonzero(~near)
         rng = np.random.default_rng([seed, 3, len(chosen)])
@@ -188,12 +184,12 @@ def choose_slices(extents: Sequence[CaseExtent], *, background_share: float, mar
     return [chosen[place] for place in order]
 
 
-def _foreground_voxel(case: CaseExtent, rng: np.random.Generator) -> NDArray[Any] | None:
+def _foreground_voxel(locations: Mapping[int, NDArray[Any]], rng: np.random.Generator) -> NDArray[Any] | None:
     """A voxel of a class drawn evenly over the classes present; None where there is no foreground."""
-    present = sorted(label for label, voxels in case.locations.items() if len(voxels))
+    present = sorted(label for label, voxels in locations.items() if len(voxels))
     if not present:
         return None
-    voxels = case.locations[present[int(rng.integers(len(present)))]]
+    voxels = locations[present[int(rng.integers(len(present)))]]
     return np.asarray(voxels[int(rng.integers(len(voxels)))])
 
 

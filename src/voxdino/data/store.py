@@ -82,7 +82,7 @@ class CaseStore:
             int(label): np.asarray(voxels, dtype=np.int64).reshape(-1, 3)
             for label, voxels in self.record(case_id).locations.items()
         }
-        return CaseExtent(case_id, self.shape(case_id), locations)
+        return CaseExtent(case_id, self.shape(case_id), locations, self.record(case_id).foreground_slices)
 
     def read_image(self, case_id: str, box: Sequence[Range]) -> NDArray[Any]:
         """(C, d, h, w) file values of a box inside the volume; not to be written to."""

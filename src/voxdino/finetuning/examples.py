@@ -133,7 +133,7 @@ class CachedExamples:
             Pool(folder=self._training.folder.name, records=tuple(done)).write(memory)
         self._places = [(view, index) for view, count in enumerate(done) for index in range(count)]
         self.num_samples = len(self._places)
-        foreground = {(extent.case_id, int(depth)) for extent in extents for depth in extent.foreground_slices()}
+        foreground = {(extent.case_id, depth) for extent in extents for depth in extent.foreground_slices}
         held = [slices[index] in foreground for _, index in self._places]
         self._sampler = PoolSampler(held, config.quotas, config.seed)
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from voxdino.core.labels import LabelSet
 from voxdino.core.records import Record
+from voxdino.core.safe_files import digest_json
 from voxdino.preparation.distribution import count_values
 from voxdino.preparation.intensity import ChannelScaling
 from voxdino.preparation.orientation import CaseGeometry
@@ -23,6 +24,8 @@ class CaseRecord(Record):
 
     source_digests: source file -> SHA-256.         files: file beside this one -> SHA-256.
     num_voxels:     class index (as text) -> voxels.
+    foreground_slices: all slices that hold any foreground, ascending.
+    checksum:       of all the rest; see `is_whole`.
     packed_locations: see `locations`; positions in the flat label map, differences as zlib'ed uint32, base64.
     """
 
@@ -33,12 +36,31 @@ class CaseRecord(Record):
     source_digests: dict[str, str]
     files: dict[str, str]
     num_voxels: dict[str, int]
+    foreground_slices: tuple[int, ...]
     packed_locations: dict[str, str]
+    checksum: str = ""
+
+    def sealed(self) -> "CaseRecord":
+        """With its checksum."""
+        return self.model_copy(update={"checksum": self._content_digest()})
+
+    @property
+    def is_whole(self) -> bool:
+        """Nothing has changed since it was sealed."""
+        return self.checksum == self._content_digest()
+
+    def _content_digest(self) -> str:
+        return digest_json(self.model_dump(mode="json", exclude={"checksum"}))
 
     @property
     def locations(self) -> dict[str, NDArray[np.int64]]:
         """Per foreground class index (as text): (n, 3) voxels (z, y, x), at most 2000, evenly drawn."""
         return {name: _unpack(text, self.geometry.prepared_shape) for name, text in self.packed_locations.items()}
+
+
+def foreground_slices(label: NDArray[Any], labels: LabelSet) -> tuple[int, ...]:
+    """Indices of the slices of (D, H, W) class indices that hold any foreground, ascending."""
+    return tuple(z for z, one in enumerate(label) if ((one != 0) & (one != labels.ignore_index)).any())
 
 
 def pack_locations(case_id: str, label: NDArray[Any], labels: LabelSet) -> dict[str, str]:

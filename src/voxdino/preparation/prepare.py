@@ -19,7 +19,7 @@ from voxdino.core.resample import resize_linear, resize_nearest
 from voxdino.core.safe_files import MANIFEST_NAME, Manifest, digest_file, lock_folder, sweep_temporary
 from voxdino.core.volume import LabelMap, Volume
 from voxdino.preparation.case import Case, Dataset
-from voxdino.preparation.case_record import CaseRecord, pack_locations
+from voxdino.preparation.case_record import CaseRecord, foreground_slices, pack_locations
 from voxdino.preparation.check import Progress
 from voxdino.preparation.dataset import read_case
 from voxdino.preparation.fingerprint import Fingerprint, voxels_per_value
@@ -270,8 +270,9 @@ def _prepare_one(item: _Item) -> _Written:
         source_digests=sources,
         files={name: digest_file(folder / name) for name in arrays},
         num_voxels={} if prepared.label is None else voxels_per_value(prepared.label),
+        foreground_slices=() if prepared.label is None else foreground_slices(prepared.label, item.plan.labels),
         packed_locations={} if prepared.label is None else pack_locations(case.id, prepared.label, item.plan.labels),
-    )
+    ).sealed()
     record.write(record_path)
     return _Written(_listed(folder, record_path, record), is_kept=False)
 
@@ -291,7 +292,8 @@ def _valid_record(path: Path, preparation_digest: str, sources: dict[str, str]) 
     try:
         record = CaseRecord.read(path)
         is_valid = (
-            record.preparation_digest == preparation_digest
+            record.is_whole
+            and record.preparation_digest == preparation_digest
             and record.source_digests == sources
             and all(digest_file(path.with_name(name)) == digest for name, digest in record.files.items())
         )
