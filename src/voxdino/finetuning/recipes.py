@@ -13,7 +13,7 @@ def segdino_v2() -> FinetuneConfig:
     `lock_backbone`), the best weights are chosen on validation cases (there: on the test split), Dice + cross-entropy
     (there: binary cross-entropy), cosine schedule and averaged weights (there: a constant rate).
     """
-    return FinetuneConfig(recipe="segdino_v2")
+    return FinetuneConfig(recipe="segdino_v2", learning_rate=2e-3)
 
 
 def segdino_v2_lora() -> FinetuneConfig:

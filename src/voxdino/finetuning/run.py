@@ -118,7 +118,7 @@ def finetune(
         elif resume == "require":
             raise CheckpointError("there is nothing to resume here", where=run_folder, fix="run without --resume.")
 
-        segmenter = build_segmenter(_model_config(config, plan, card), backbone).to(target)
+        segmenter = build_segmenter(_model_config(config, plan, card, target), backbone).to(target)
         segmenter = segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         record = _record(config, split, fold, card, segmenter, target, identity)
         record.write(path)
@@ -222,7 +222,7 @@ def _job(setting: Setting, examples: CachedExamples | ImageExamples, identity: d
     )
 
 
-def _model_config(config: FinetuneConfig, plan: Plan, card: WeightsCard) -> ModelConfig:
+def _model_config(config: FinetuneConfig, plan: Plan, card: WeightsCard, device: torch.device) -> ModelConfig:
     return ModelConfig(
         backbone=Path(config.backbone).name,  # no path of this machine in a file that is shared
         licence=card.licence,
@@ -232,7 +232,7 @@ def _model_config(config: FinetuneConfig, plan: Plan, card: WeightsCard) -> Mode
         context_slices=plan.context_slices,
         num_channels=len(plan.channels),
         decoder=config.decoder,
-        decoder_width=config.decoder_width,
+        decoder_width=config.decoder_width or (64 if device.type == "cpu" else 128),
         pyramid_scales=config.pyramid_scales or _pyramid_scales(plan),
         adaptation=config.adaptation,
         lora_rank=config.lora_rank,
