@@ -10,7 +10,7 @@ from voxdino.preparation.phantoms import draw_phantoms
 
 TINY = ["--backbone", "random:tiny", "--device", "cpu", "--workers", "1"]
 PLAN = ["--set", "plan.magnification=1.0", "--set", "plan.batch_size=2", "--set", "plan.num_folds=3"]
-TRAINING = ["adaptation=full", "decoder_width=8", "num_epochs=2", "steps_per_epoch=3", "batch_size=2"]
+TRAINING = ["adaptation=full", "decoder_width=8", "num_epochs=1", "steps_per_epoch=3", "batch_size=2"]
 SMALL = [*TINY, *PLAN, *(word for item in TRAINING for word in ("--set", item))]
 
 
@@ -21,6 +21,9 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory: pytest.TempPathFactory, phantoms: Path) -> Path:
+    import torch
+
+    torch.set_num_threads(1)  # tests run side by side
     folder = tmp_path_factory.mktemp("work")
     assert main(["run", str(phantoms), "--workdir", str(folder), *SMALL]) == 0
     return folder
@@ -227,3 +230,19 @@ def test_doctor_fails_above_the_tolerance(monkeypatch, tmp_path, capsys):
     assert main(["doctor", "--reference-values", str(tmp_path)]) == 1
     shown = capsys.readouterr()
     assert "FAILED" in shown.out and "vit: voxdino computes something else" in shown.err
+
+
+def test_predicting_more_cases_is_expected_to_take_longer(workdir, run_folder):
+    import torch
+
+    from voxdino.cli.budget import predicting_s
+    from voxdino.models.weights import load_backbone
+    from voxdino.preparation.plan import Plan
+
+    vit, _ = load_backbone("random:tiny")
+    plan = Plan.read(run_folder / "plan.json")
+    few, many = (
+        predicting_s(workdir, plan, ids, vit, torch.device("cpu"))
+        for ids in (["phantom_000"], ["phantom_000", "phantom_001", "phantom_002"])
+    )
+    assert 0 < few < many < 300

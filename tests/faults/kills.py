@@ -4,7 +4,8 @@
 
 Each step first runs undisturbed; that is the result to reach. Then, from a clean start, it is killed a few times at
 moments drawn over its length, after each kill every file that has its final name must be readable, and the last run is
-left to end: its files must be those of the undisturbed run, byte for byte (but for seconds: what run.json and checkpoints say of the time a run took).
+left to end: its files must be those of the undisturbed run, byte for byte (but for the seconds that run.json and
+checkpoints say a run took).
 Processes are forked from this one, which has imported everything: kills fall into the work, not into the imports.
 """
 

@@ -8,8 +8,8 @@ from voxdino.cli.output import end, relative, say
 DEMO_WORKDIR = Path("demo-output")
 BACKBONE = "random:tiny"
 NUM_PHANTOMS = 30
-PLAN = {"magnification": "2.0"}
-TRAINING = {"adaptation": "full", "backbone_lr_scale": "1.0", "num_epochs": "12"}
+PLAN = {"magnification": "4.0", "batch_size": "4"}
+TRAINING = {"adaptation": "full", "backbone_lr_scale": "1.0", "decoder_width": "32", "num_epochs": "7"}
 
 NOTICE = """\
 This was a demonstration: a tiny ViT, trained from nothing, on drawn phantoms. It says that the program works, not how

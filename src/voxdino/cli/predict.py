@@ -24,9 +24,10 @@ def predict(
 ) -> None:
     """Segment images with a fine-tuned model. Run it again to continue; finished cases are kept."""
     from voxdino.cli.summaries import partial_result, print_inputs, print_predictions
-    from voxdino.inference.cases import find_cases
+    from voxdino.inference.cases import find_cases, num_source_channels
+    from voxdino.inference.load import load_plan
 
-    cases = find_cases(inputs)
+    cases = find_cases(inputs, num_channels=num_source_channels(load_plan(run)))
     if dry_run:
         if not json:
             print_inputs(cases)
@@ -55,6 +56,7 @@ def predict(
                 strict=strict,
                 overwrite=overwrite,
                 on_progress=on_progress,
+                on_note=say,
             )
         except PartialError as error:
             end(partial_result(out), error, as_json=json)

@@ -10,19 +10,20 @@ from voxdino.cli.budget import Budget, predicting_s
 from voxdino.cli.output import counting, format_seconds, relative, say
 from voxdino.cli.steps import Planned, describe_config, prepare_planned
 from voxdino.cli.summaries import print_scores
-from voxdino.core.errors import PartialError
+from voxdino.core.errors import InputError, PartialError, VoxdinoError
 from voxdino.core.io import read_label_map
-from voxdino.evaluation.evaluate import evaluate
+from voxdino.evaluation.evaluate import evaluate, prediction_options
 from voxdino.evaluation.pictures import overlay_grid
-from voxdino.evaluation.scores import Scores
+from voxdino.evaluation.scores import FailedCase, Scores
 from voxdino.finetuning.config import FinetuneConfig
 from voxdino.finetuning.run import RunSummary, finetune
 from voxdino.inference.load import load_model
-from voxdino.inference.run import PredictSummary, predict_cases
+from voxdino.inference.run import RECORD_NAME, PredictRecord, output_file, predict_cases
 from voxdino.models.precision import resolve_device
 from voxdino.models.weights import default_weights_folder, licence_notice_once, load_backbone
 from voxdino.preparation.case import Case
 from voxdino.preparation.dataset import read_case
+from voxdino.preparation.plan import Plan
 
 MAX_PICTURED = 3
 T = TypeVar("T")
@@ -44,6 +45,18 @@ class Road:
             return do()
         finally:
             self.seconds[step] = round(time.monotonic() - started, 1)
+
+    def error(self, set_aside: VoxdinoError | None = None) -> VoxdinoError | None:
+        """What keeps the road from having ended well: cases without a score, and those set aside on the way."""
+        failed = () if self.scores is None else self.scores.failed
+        if self.scores is None or not failed:
+            return set_aside
+        kind = PartialError if self.scores.num_cases else InputError
+        told = "; ".join(f"{case.case} ({case.message})" for case in failed)
+        fact = f"{len(failed)} of {len(failed) + self.scores.num_cases} held-back cases have no score: {told}"
+        if set_aside is not None:
+            fact = f"{fact} {set_aside.fact}"
+        return kind(fact, where=self.run_folder, fix="correct these files and run the same command again.")
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -85,9 +98,11 @@ def go(
     )
     was = "finished before" if road.run.was_finished else f"ended by {road.run.ended_by}"
     say(f"{road.run.num_steps} steps in {format_seconds(road.run.elapsed_s)}, {was}")
-    road.timed("predict", lambda: predict_held_back(run_folder, cases, device))
-    road.scores = road.timed("evaluate", lambda: score_held_back(planned, run_folder, cases, num_workers))
-    road.timed("picture", lambda: draw(planned, run_folder, cases, road.scores))
+    for name in ("scores.json", "picture.png"):  # of an earlier call
+        (run_folder / name).unlink(missing_ok=True)
+    failed = road.timed("predict", lambda: predict_held_back(run_folder, cases, device))
+    road.scores = road.timed("evaluate", lambda: score_held_back(planned.plan, run_folder, cases, failed, num_workers))
+    road.timed("picture", lambda: draw(planned.plan, run_folder, cases, road.scores))
     return road
 
 
@@ -97,46 +112,47 @@ def held_back(planned: Planned, fold: int) -> list[Case]:
     return [case for case in planned.dataset.cases if case.id in ids]
 
 
-def predict_held_back(run_folder: Path, cases: list[Case], device: str) -> PredictSummary | None:
-    """Predict into RUN/validation; cases that fail are listed there and missing in the scores."""
-    model = load_model(run_folder, resolve_device(device))
+def predict_held_back(run_folder: Path, cases: list[Case], device: str) -> dict[str, str]:
+    """Predict into RUN/validation; what failed, id -> message."""
+    model, folder = load_model(run_folder, resolve_device(device)), run_folder / "validation"
     with counting("predicting") as on_progress:
         try:
-            return predict_cases(cases, model, run_folder / "validation", overwrite=True, on_progress=on_progress)
-        except PartialError as error:
-            say(str(error))
-            return None
+            predict_cases(cases, model, folder, overwrite=True, on_progress=on_progress, on_note=say)
+        except PartialError:
+            return PredictRecord.read(folder / RECORD_NAME).failed
+    return {}
 
 
-def score_held_back(planned: Planned, run_folder: Path, cases: list[Case], num_workers: int | None) -> Scores:
-    """Score RUN/validation against the data set's labels into RUN/scores.json."""
-    from voxdino.inference.run import output_file
-
+def score_held_back(
+    plan: Plan, run_folder: Path, cases: list[Case], failed: dict[str, str], num_workers: int | None
+) -> Scores:
+    """Score RUN/validation against the data set's labels into RUN/scores.json, where unpredicted cases fail too."""
     pairs = [(case.id, output_file(case, run_folder / "validation"), case.label) for case in cases if case.label]
     with counting("scoring") as on_progress:
         scores = evaluate(
             pairs,
-            planned.plan.labels,
-            planned.plan.read_options,
+            plan.labels,
+            plan.read_options,
             num_workers=num_workers,
             on_progress=on_progress,
         )
+    told = (FailedCase(case=case.case, message=failed.get(case.case, case.message)) for case in scores.failed)
+    scores = scores.model_copy(update={"failed": tuple(told)})
     scores.write(run_folder / "scores.json")
     return scores
 
 
-def draw(planned: Planned, run_folder: Path, cases: list[Case], scores: Scores | None) -> None:
+def draw(plan: Plan, run_folder: Path, cases: list[Case], scores: Scores | None) -> None:
     """RUN/picture.png: the cases with the lowest, the middle and the highest Dice."""
-    from voxdino.inference.run import output_file
-
     assert scores is not None
-    plan, by_dice = planned.plan, _by_dice(scores)
+    by_dice = _by_dice(scores)
+    options = prediction_options(plan.read_options, plan.labels)
     chosen = sorted({0, len(by_dice) // 2, len(by_dice) - 1})[:MAX_PICTURED] if by_dice else []
     rows = []
     for name in (by_dice[index] for index in chosen):
         case = next(case for case in cases if case.id == name)
         volume, reference = read_case(case, plan.read_options, plan.labels)
-        prediction = read_label_map(output_file(case, run_folder / "validation"), options=plan.read_options)
+        prediction = read_label_map(output_file(case, run_folder / "validation"), options=options)
         assert reference is not None
         rows.append((name, volume, reference, prediction))
     if rows:
@@ -166,6 +182,7 @@ def print_road(road: Road) -> None:
         "plan": road.workdir / "plan.json",
     }
     for name, path in places.items():
-        print(f"{name:<12} {relative(path)}")
+        if path.exists():
+            print(f"{name:<12} {relative(path)}")
     print(f"{'time':<12} {', '.join(f'{step} {format_seconds(s)}' for step, s in road.seconds.items())}")
     print(f"{'next':<12} voxdino predict IMAGE... --run {relative(folder)} --out FOLDER")

@@ -110,4 +110,4 @@ def run(
     )
     if not json:
         print_road(road)
-    end(road.to_json(), planned.set_aside, as_json=json)
+    end(road.to_json(), road.error(planned.set_aside), as_json=json)

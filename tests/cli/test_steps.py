@@ -1,0 +1,88 @@
+"""A plan is kept while it is what was asked for, and never replaced without a word."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from voxdino.cli import steps
+from voxdino.core.io.options import ReadOptions
+from voxdino.preparation.memory import BackboneFacts, BackboneProbe
+from voxdino.preparation.phantoms import draw_phantoms
+
+ASKED = {"num_folds": "3", "magnification": "2"}
+
+
+class OtherEachTime(BackboneProbe):
+    """A probe without a child process, which finds other free memory whenever it is asked."""
+
+    asked = 0
+
+    def __init__(self, backbone: str) -> None:
+        self.name = backbone
+
+    def close(self) -> None:
+        pass
+
+    def describe(self) -> BackboneFacts:
+        return BackboneFacts(self.name, 16, 1_000_000, "cpu")
+
+    def choose_batch(self, *_: Any) -> tuple[int, str]:
+        OtherEachTime.asked += 1
+        return 2 + OtherEachTime.asked, "measured"
+
+
+@pytest.fixture(scope="module")
+def phantoms(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_phantoms(tmp_path_factory.mktemp("data") / "phantoms", num_cases=3, seed=4)
+
+
+@pytest.fixture
+def plan_anew(phantoms, tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, "BackboneProbe", OtherEachTime)
+
+    def plan(settings: dict[str, str]) -> steps.Planned:
+        planned = steps.plan_dataset(
+            phantoms,
+            tmp_path,
+            options=ReadOptions(),
+            backbone="tiny",
+            settings=settings,
+            strict=True,
+            num_workers=1,
+        )
+        planned.plan.write(tmp_path / "plan.json")
+        return planned
+
+    return plan
+
+
+def edit(path: Path, name: str, value: Any) -> None:
+    plan = json.loads(path.read_text())
+    plan[name]["value"] = value
+    path.write_text(json.dumps(plan))
+
+
+def test_the_same_settings_again_give_the_same_plan(plan_anew, capsys):
+    first, again = plan_anew(ASKED), plan_anew(ASKED)
+    assert (first.kept, again.kept) == (False, True) and first.plan.digest() == again.plan.digest()
+    assert "anew" not in capsys.readouterr().err
+
+
+def test_an_edited_plan_is_kept_where_the_settings_are_in_it_already(plan_anew, tmp_path):
+    plan_anew(ASKED)
+    edit(tmp_path / "plan.json", "crop", [48, 32])
+    for settings in ({}, ASKED, {"seed": "0"}):
+        planned = plan_anew(settings)
+        assert planned.kept and planned.plan.crop == (48, 32)
+
+
+def test_a_plan_that_must_be_made_anew_says_what_changes(plan_anew, tmp_path, capsys):
+    first = plan_anew(ASKED).plan
+    edit(tmp_path / "plan.json", "crop", [48, 32])
+    capsys.readouterr()
+    planned = plan_anew({**ASKED, "seed": "7"})
+    told = capsys.readouterr().err
+    assert not planned.kept and planned.plan.seed == 7 and "anew" in told
+    assert "seed 0 -> 7" in told and f"crop [48, 32] -> {list(first.crop)}" in told and "num_folds" not in told
