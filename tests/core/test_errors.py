@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from voxdino.core import errors
-from voxdino.core.errors import GeometryError, InputError, StoppedError, VoxdinoError
+from voxdino.core.errors import GeometryError, ImageError, InputError, StoppedError, VoxdinoError, without_folders
 from voxdino.core.geometry import Grid, format_shape, format_spacing
 from voxdino.core.volume import LabelMap, Volume
 
@@ -60,3 +60,12 @@ def test_arrays_must_fit_their_grid():
 def test_grids_without_voxels_or_with_other_axes_are_refused(shape, words):
     with pytest.raises(GeometryError, match=words):
         Grid(shape, np.eye(len(shape) + 1))
+
+
+def test_a_message_for_a_record_names_no_folder(tmp_path):
+    error = ImageError(
+        f"differs from {tmp_path}/refs/a.png", where=tmp_path / "in" / "a.png", fix=f"see {tmp_path}/in."
+    )
+    told = without_folders(error, {tmp_path / "in": "", tmp_path / "refs": "reference "})
+    assert told == "a.png: differs from reference a.png Fix: see in."
+    assert without_folders(ImageError("plain/a.png"), {Path("in"): ""}) == "plain/a.png"

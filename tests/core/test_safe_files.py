@@ -231,6 +231,12 @@ def test_a_locked_folder_refuses_the_second_run_and_names_the_first(tmp_path):
         pass
 
 
+def test_a_lock_names_nobody_after_a_run_that_failed(tmp_path):
+    with pytest.raises(KeyError), lock_folder(tmp_path):
+        raise KeyError
+    assert (tmp_path / ".lock").read_text() == ""
+
+
 def test_the_lock_of_a_killed_run_is_free(tmp_path):
     code = (
         "import os, sys; from voxdino.core.safe_files import lock_folder\n"

@@ -107,6 +107,7 @@ def test_undeclared_labels_and_damaged_files_fail_by_name(tmp_path):
     assert scores.num_cases == 0
     assert [failed.case for failed in scores.failed] == ["a", "b"]
     assert "undeclared label values" in scores.failed[0].message
+    assert all(str(tmp_path) not in failed.message for failed in scores.failed)
     assert scores.mean() is None
 
 

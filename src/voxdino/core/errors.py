@@ -4,7 +4,11 @@ A message has three parts: where (file or case), the fact found, and the fix. Ex
 it means a bug in voxdino.
 """
 
+import os
+import re
+from collections.abc import Mapping
 from os import PathLike
+from pathlib import Path
 
 EXIT_DONE = 0
 EXIT_BUG = 1
@@ -40,6 +44,17 @@ class VoxdinoError(Exception):
 
 def _rebuild(kind: type[VoxdinoError], fact: str, where: str | None, fix: str | None) -> VoxdinoError:
     return kind(fact, where=where, fix=fix)
+
+
+def without_folders(error: VoxdinoError, folders: Mapping[Path, str]) -> str:
+    """The message for a record, which travels: each of `folders` gives way to its word (most often "")."""
+    text = str(error)
+    known = {str(form): word for folder, word in folders.items() for form in (folder, folder.absolute())}
+    known |= {os.path.realpath(folder): word for folder, word in folders.items()}
+    for folder in sorted(known.keys() - {".", os.sep}, key=len, reverse=True):
+        begin, name = rf"(?<![\w./-]){re.escape(folder)}", Path(folder).name.replace("\\", r"\\")
+        text = re.sub(rf"{begin}/", known[folder], re.sub(rf"{begin}(?![\w/-])", name, text))
+    return text
 
 
 class UsageError(VoxdinoError):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxdino import __version__
-from voxdino.core.errors import DatasetError, GeometryError, UsageError, VoxdinoError
+from voxdino.core.errors import DatasetError, GeometryError, UsageError, VoxdinoError, without_folders
 from voxdino.core.geometry import Grid, format_shape
 from voxdino.core.io import image_suffix, is_image, read_label_map
 from voxdino.core.io.options import ReadOptions
@@ -63,7 +63,8 @@ def evaluate(
         except VoxdinoError as error:
             if strict:
                 raise
-            return FailedCase(case=case, message=str(error))
+            folders = {reference.parent: "reference ", prediction.parent: ""}
+            return FailedCase(case=case, message=without_folders(error, folders))
 
     results: list[_ScoredCase | FailedCase] = []
     with ThreadPoolExecutor(num_workers or len(os.sched_getaffinity(0))) as pool:
@@ -122,6 +123,12 @@ def union_mask(indices: NDArray[np.integer], members: Sequence[int]) -> NDArray[
     return mask
 
 
+def prediction_options(options: ReadOptions, labels: LabelSet) -> ReadOptions:
+    """How to read a prediction: it speaks in declared ids already, so that only mappings of foreign values apply."""
+    foreign = tuple((value, meant) for value, meant in options.label_map if value not in labels.ids)
+    return options.model_copy(update={"label_map": foreign})
+
+
 def pair_files(predictions: Path, references: Mapping[str, Path]) -> list[tuple[str, Path, Path]]:
     """The pairs to evaluate: for every reference, the image file in `predictions` that is named after its case.
 
@@ -147,9 +154,7 @@ def _score_files(
     tolerance: float,
     metrics: Sequence[str],
 ) -> _ScoredCase:
-    # a prediction already speaks in declared ids: of the mappings, only those of foreign values apply to it
-    foreign = tuple((value, meant) for value, meant in options.label_map if value not in labels.ids)
-    prediction = read_label_map(prediction_file, options=options.model_copy(update={"label_map": foreign}))
+    prediction = read_label_map(prediction_file, options=prediction_options(options, labels))
     reference = read_label_map(reference_file, options=options)
     same_shape = prediction.grid.shape == reference.grid.shape
     if not (

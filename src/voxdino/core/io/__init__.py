@@ -1,5 +1,6 @@
 """Reading and writing images and label maps: one table from suffix to format, one function per question."""
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,9 +28,12 @@ __all__ = [
     "read_grid",
     "read_label_map",
     "read_volume",
+    "reading",
     "write_label_map",
     "write_volume",
 ]
+
+_NO_FAULT_OF_THE_FILE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,7 @@ def read_volume(
     Errors: ImageError, GeometryError; SafetyError for sizes over the limit.
     """
     file = Path(path)
-    with _told_as_ours(file):
+    with reading(file):
         volume = _format(file).read(file, max_bytes, frames_as_channels)
     array, notes = require_finite(volume.array, nan_policy, file)
     return Volume(array, volume.grid, (*volume.notes, *notes, *note_inexact(array)), file)
@@ -149,7 +153,7 @@ def read_label_map(path: str | PathLike[str], *, options: ReadOptions | None = N
     """
     file = Path(path)
     chosen = options or ReadOptions()
-    with _told_as_ours(file):
+    with reading(file):
         volume = _format(file).read_labels(file, chosen)
     if volume.num_channels != 1:
         fact = f"has {volume.num_channels} channels; a label map has one number per voxel."
@@ -163,7 +167,7 @@ def read_label_map(path: str | PathLike[str], *, options: ReadOptions | None = N
 def read_grid(path: str | PathLike[str]) -> tuple[Grid, int]:
     """Grid and number of channels (frames count as channels), from the header alone."""
     file = Path(path)
-    with _told_as_ours(file):
+    with reading(file):
         return _format(file).read_grid(file)
 
 
@@ -194,13 +198,19 @@ def _write(path: Path, array: NDArray[Any], grid: Grid, like: str | PathLike[str
 
 
 @contextmanager
-def _told_as_ours(path: Path) -> Iterator[None]:
-    """What the system refuses while reading, in our words."""
+def reading(path: Path) -> Iterator[None]:
+    """What the system refuses while reading `path`, in our words: the file's fault, unless it would hit any file.
+
+    Errors: ImageError; ResourceError where memory or open files end.
+    """
     try:
         with np.errstate(all="ignore"):  # damaged headers overflow; what comes out is checked
             yield
     except OSError as error:
-        raise ResourceError(f"cannot be read ({error.strerror}).", where=path, fix="check permissions.") from error
+        fact = f"cannot be read ({error.strerror or error})."
+        if error.errno in _NO_FAULT_OF_THE_FILE:
+            raise ResourceError(fact, where=path, fix="close other programs, or raise the limits.") from error
+        raise ImageError(fact, where=path, fix="check its permissions and the disk it is on.") from error
     except MemoryError as error:
         fix = "close other programs, or use a machine with more memory."
         raise ResourceError("does not fit into memory.", where=path, fix=fix) from error
