@@ -1,6 +1,9 @@
 """Laws of predicting many cases: resumable to the same bytes, one bad case stops nobody, inputs stay untouched."""
 
+import errno
 import json
+import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +19,8 @@ from voxdino.core.errors import (
     UsageError,
 )
 from voxdino.core.geometry import Grid
-from voxdino.core.io import read_label_map, read_volume, write_volume
+from voxdino.core.io import read_label_map, read_volume, write_label_map, write_volume
+from voxdino.core.safe_files import digest_file
 from voxdino.core.volume import Volume
 from voxdino.inference import run
 from voxdino.inference.cases import find_cases
@@ -203,15 +207,67 @@ def test_too_little_memory_is_said_before_any_work(model, cases, tmp_path, monke
     assert not list((tmp_path / "out").glob("*.nii.gz"))
 
 
-def test_a_missing_channel_is_named(tmp_path):
-    plan = make_plan(
-        channels=tuple(make_plan().channels[0].model_copy(update={"name": n, "source": i}) for i, n in enumerate("ab")),
-        input_builder="channels",
-    )
+@pytest.fixture
+def two_channels(tmp_path):
+    channels = tuple(make_plan().channels[0].model_copy(update={"name": n, "source": i}) for i, n in enumerate("ab"))
+    plan = make_plan(channels=channels, input_builder="channels")
     save_model(tmp_path / "two", make_segmenter(plan), plan, make_card())
-    write_volume(tmp_path / "scan_0000.nii.gz", make_volume())
-    with pytest.raises(ImageError, match="channel"):
-        predict_cases(find_cases([tmp_path / "scan_0000.nii.gz"]), load_model(tmp_path / "two"), tmp_path / "out")
+    return load_model(tmp_path / "two")
+
+
+def frames(seed=0):
+    """A volume of two channels."""
+    first, second = make_volume(seed=seed), make_volume(seed=seed + 1)
+    return Volume(np.concatenate([first.array, second.array]), first.grid)
+
+
+def test_a_wrong_number_of_channels_is_refused_with_both_numbers(model, two_channels, tmp_path):
+    write_volume(tmp_path / "in" / "scan_0000.nii.gz", make_volume())
+    files = [tmp_path / "in" / "scan_0000.nii.gz"]
+    with pytest.raises(ImageError, match="has 1 channel, the model needs 2"):
+        predict_cases(find_cases(files, num_channels=2), two_channels, tmp_path / "out")
+    write_volume(tmp_path / "in" / "scan_0002.nii.gz", make_volume())
+    with pytest.raises(ImageError, match="has 3 channels, the model needs 2"):
+        predict_cases(find_cases([tmp_path / "in"], num_channels=2), two_channels, tmp_path / "out")
+    write_volume(tmp_path / "4d.nrrd", frames())
+    with pytest.raises(ImageError, match="has 2 channels, the model needs 1"):
+        predict_cases(find_cases([tmp_path / "4d.nrrd"]), model, tmp_path / "one")
+
+
+@pytest.mark.parametrize("from_data_set", [True, False])
+def test_channels_kept_as_frames_of_one_file_are_predicted_as_they_were_trained(two_channels, tmp_path, from_data_set):
+    write_volume(tmp_path / "in" / "scan.nii.gz", frames())
+    files = tmp_path / "in" / "scan.nii.gz"
+    cases = [Case("scan", (files,), None, frames_as_channels=True)]
+    if not from_data_set:
+        cases = find_cases([files], num_channels=2)
+    predict_cases(cases, two_channels, tmp_path / "out")
+    for i in range(2):
+        write_volume(tmp_path / "split" / f"scan_000{i}.nii.gz", make_volume(seed=i))
+    predict_cases(find_cases([tmp_path / "split"], num_channels=2), two_channels, tmp_path / "other")
+    label = read_label_map(tmp_path / "out" / "scan.nii.gz")
+    assert (label.array == read_label_map(tmp_path / "other" / "scan.nii.gz").array).all()
+
+
+@pytest.mark.parametrize(("suffix", "written"), [(".mhd", ".mha"), (".nhdr", ".nrrd"), (".NII.GZ", ".nii.gz")])
+def test_every_volume_gets_a_format_that_holds_label_maps(model, tmp_path, suffix, written):
+    (tmp_path / "in").mkdir()
+    path, volume = tmp_path / "in" / f"scan{suffix}", make_volume()
+    write_volume(tmp_path / f"scan{written}", volume)
+    packed = (tmp_path / f"scan{written}").read_bytes()
+    if suffix == ".mhd":
+        at = packed.index(b"LOCAL\n")
+        path.write_bytes(packed[:at] + b"scan.zraw\n")
+        path.with_suffix(".zraw").write_bytes(packed[at + 6 :])
+    elif suffix == ".nhdr":
+        header, _, data = packed.partition(b"\n\n")
+        path.write_bytes(header + b"\ndata file: scan.raw.gz\n")
+        path.with_name("scan.raw.gz").write_bytes(data)
+    else:
+        path.write_bytes(packed)
+    predict_cases(find_cases([path]), model, tmp_path / "out")
+    label = read_label_map(tmp_path / "out" / f"scan{written}")
+    assert label.grid.same_as(volume.grid)
 
 
 def test_pictures_become_png_label_maps(tmp_path):
@@ -237,16 +293,111 @@ def test_no_case_is_an_error(model, tmp_path):
         predict_cases([], model, tmp_path / "out")
 
 
+def named(cases):
+    return [(case.id, [image.name for image in case.images]) for case in cases]
+
+
+def touch(folder, *names):
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        (folder / name).write_bytes(b"x")
+    return folder
+
+
 def test_files_are_grouped_into_cases(tmp_path):
-    for name in ("b_0000.nii.gz", "b_0001.nii.gz", "a.nii.gz", "notes.txt", "c_12.nii"):
-        (tmp_path / name).write_bytes(b"x")
-    cases = find_cases([tmp_path])
-    assert [(case.id, [image.name for image in case.images]) for case in cases] == [
+    touch(tmp_path, "b_0000.nii.gz", "b_0001.nii.gz", "a.nii.gz", "notes.txt", "c_12.nii")
+    cases = find_cases([tmp_path], num_channels=2)
+    assert named(cases) == [
         ("a", ["a.nii.gz"]),
         ("b", ["b_0000.nii.gz", "b_0001.nii.gz"]),
         ("c_12", ["c_12.nii"]),
     ]
-    assert [case.images for case in find_cases([tmp_path / "b_0000.nii.gz"])] == [cases[1].images]
+    assert [case.images for case in find_cases([tmp_path / "b_0000.nii.gz"], num_channels=2)] == [cases[1].images]
+    assert find_cases(sorted(tmp_path.glob("b*")), num_channels=2) == [cases[1]]
+
+
+def test_numbered_files_are_channels_only_of_a_model_that_has_several(tmp_path):
+    touch(tmp_path, "a_0000.nii.gz", "scan_0000.nii.gz", "scan_0001.nii.gz", "scan_0002.nii.gz")
+    scans = [(f"scan_000{i}", [f"scan_000{i}.nii.gz"]) for i in range(3)]
+    assert named(find_cases([tmp_path])) == [("a", ["a_0000.nii.gz"]), *scans]
+    assert named(find_cases([tmp_path / "scan_0001.nii.gz"])) == [scans[1]]
+
+
+def test_a_gap_among_the_channels_is_named(two_channels, tmp_path):
+    write_volume(tmp_path / "in" / "s_0001.nii.gz", make_volume())
+    touch(tmp_path / "in", "t_0000.nii.gz", "t_0002.nii.gz")
+    assert named(find_cases([tmp_path / "in"], num_channels=2)) == [
+        ("s_0001", ["s_0001.nii.gz"]),
+        ("t", ["t_0000.nii.gz", "t_0001.nii.gz", "t_0002.nii.gz"]),
+    ]
+
+
+@pytest.mark.parametrize("names", [("a.nii.gz", "a_0000.nii.gz"), ("b.nii", "b.nii.gz"), ("c.png", "c.tif")])
+def test_two_files_of_one_case_name_are_both_named(tmp_path, names):
+    with pytest.raises(UsageError, match=f"{names[0]} and {names[1]}"):
+        find_cases([touch(tmp_path, *names)])
+
+
+def test_whatever_cannot_be_read_is_a_failed_case_and_not_passed_over(model, images, tmp_path):
+    (images / "gone.nii.gz").symlink_to(images / "nowhere.nii.gz")
+    os.mkfifo(images / "pipe.nii.gz")
+    with pytest.raises(PartialError, match=r"2 of 5 cases failed: .*gone.*does not exist.*pipe.*is a named pipe"):
+        predict_cases(find_cases([images]), model, tmp_path / "out")
+
+
+@pytest.mark.parametrize("number", [errno.ENOENT, errno.EACCES, errno.EIO])
+def test_an_input_that_goes_while_it_is_read_fails_alone(model, cases, tmp_path, monkeypatch, number):
+    def digest(path):
+        if path == cases[1].images[0]:
+            raise OSError(number, os.strerror(number), str(path))
+        return digest_file(path)
+
+    monkeypatch.setattr(run, "digest_file", digest)
+    with pytest.raises(PartialError, match=rf"1 of 3 .*{os.strerror(number)}"):
+        predict_cases(cases, model, tmp_path / "out")
+
+
+def test_a_full_disk_stops_everything(model, cases, tmp_path, monkeypatch):
+    def write(*_, **__):
+        raise ResourceError("the disk is full")
+
+    monkeypatch.setattr(run, "write_label_map", write)
+    with pytest.raises(ResourceError):
+        predict_cases(cases, model, tmp_path / "out")
+
+
+def test_records_name_no_folder(model, images, cases, tmp_path):
+    (images / "case_1_0000.nii.gz").write_bytes(b"no image")
+    with pytest.raises(PartialError):
+        predict_cases(cases, model, tmp_path / "out")
+    text = (tmp_path / "out" / "predictions.json").read_text()
+    assert '"case_1_0000.nii.gz: ' in text and str(tmp_path) not in text
+
+
+def test_what_another_model_predicted_does_not_stay_when_a_case_fails(model, images, cases, tmp_path):
+    predict_cases(cases, model, tmp_path / "out")
+    (images / "case_1_0000.nii.gz").write_bytes(b"no image")
+    with pytest.raises(PartialError):
+        predict_cases(cases[1:], model, tmp_path / "out", settings=PredictSettings(mirror=True), overwrite=True)
+    assert [path.name for path in (tmp_path / "out").glob("*.nii.gz")] == ["case_2.nii.gz"]
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "case_1.nii.gz").write_bytes(b"another program's")
+    with pytest.raises(PartialError):
+        predict_cases(cases, model, tmp_path / "foreign", overwrite=True)
+    assert not (tmp_path / "foreign" / "case_1.nii.gz").exists()
+
+
+def test_a_prediction_corrected_by_hand_is_kept_aside(model, cases, tmp_path):
+    predict_cases(cases, model, tmp_path / "out")
+    before, path, notes = contents(tmp_path / "out"), tmp_path / "out" / "case_1.nii.gz", []
+    for name in ("case_1.edited.nii.gz", "case_1.edited-2.nii.gz"):
+        label = read_label_map(path)
+        write_label_map(path, replace(label, array=np.where(label.array == 0, 9, 0).astype(np.uint8)))
+        edited = path.read_bytes()
+        assert predict_cases(cases, model, tmp_path / "out", on_note=notes.append).num_done == 1
+        assert notes[-1].endswith(f"kept as {name}")
+        assert (tmp_path / "out" / name).read_bytes() == edited
+    assert contents(tmp_path / "out").items() >= before.items()
 
 
 def test_inputs_that_are_missing_empty_or_double_are_refused(tmp_path):

@@ -70,9 +70,7 @@ def load_model(run_folder: str | PathLike[str], device: str | torch.device = "cp
 
     Errors: CheckpointError where a file is missing, damaged (digest), does not fit its model, or holds NaN.
     """
-    folder = Path(run_folder)
-    if not folder.is_dir():
-        raise CheckpointError("no such run folder.", where=folder, fix="give the folder that `voxdino finetune` wrote.")
+    folder = _existing(run_folder)
     manifest = Manifest.read(folder)
     manifest.verify(folder, MODEL_FILES)
     card, plan = ModelCard.read(folder / "model.json"), Plan.read(folder / "plan.json")
@@ -88,6 +86,18 @@ def load_model(run_folder: str | PathLike[str], device: str | torch.device = "cp
     segmenter.to(target).eval().requires_grad_(False)
     digest = digest_json({name: manifest.files[name][0] for name in MODEL_FILES})
     return LoadedModel(segmenter, plan, card, folder.resolve().name, digest, target)
+
+
+def load_plan(run_folder: str | PathLike[str]) -> Plan:
+    """The plan of a run folder alone. Errors: CheckpointError, ConfigError where there is none."""
+    return Plan.read(_existing(run_folder) / "plan.json")
+
+
+def _existing(run_folder: str | PathLike[str]) -> Path:
+    folder = Path(run_folder)
+    if not folder.is_dir():
+        raise CheckpointError("no such run folder.", where=folder, fix="give the folder that `voxdino finetune` wrote.")
+    return folder
 
 
 def _compact(tensor: Tensor) -> Tensor:

@@ -1,20 +1,39 @@
 """Many cases through one model: each written whole with its header, resumable, a bad one set aside and named."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
 from pydantic import Field
 
-from voxdino.core.errors import InputError, PartialError, ResourceError, SafetyError, UsageError, VoxdinoError
+from voxdino.core.errors import (
+    ImageError,
+    InputError,
+    PartialError,
+    ResourceError,
+    SafetyError,
+    UsageError,
+    VoxdinoError,
+    without_folders,
+)
 from voxdino.core.geometry import Grid, format_shape
-from voxdino.core.io import image_suffix, read_grid, write_label_map
+from voxdino.core.io import image_suffix, read_grid, read_label_map, reading, write_label_map
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.memory import available_memory
 from voxdino.core.records import Record
-from voxdino.core.safe_files import digest_file, format_bytes, lock_folder, require_inside, sweep_temporary
+from voxdino.core.safe_files import (
+    digest_file,
+    format_bytes,
+    lock_folder,
+    require_file,
+    require_inside,
+    sweep_temporary,
+)
 from voxdino.core.volume import LabelMap
+from voxdino.inference.cases import num_source_channels
 from voxdino.inference.load import LoadedModel
 from voxdino.inference.predictor import LOGIT_BYTES, PredictSettings, predict_volume
 from voxdino.preparation.case import Case
@@ -25,7 +44,10 @@ from voxdino.preparation.plan import Plan
 RECORD_NAME = "predictions.json"
 RECORD_EVERY_S = 1.0  # cases done since the last record are predicted again after a kill, to the same bytes
 
-_KEPT_SUFFIXES = (".nii", ".nii.gz", ".nrrd", ".mha")  # other inputs are pictures, or cannot hold labels without loss
+# pictures become .png, which holds labels without loss; headers with a data file beside them become one file
+_PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".gif")
+_OUTPUT_SUFFIXES = {".nii": ".nii", ".nrrd": ".nrrd", ".nhdr": ".nrrd", ".mha": ".mha", ".mhd": ".mha"}
+_OUTPUT_SUFFIXES |= dict.fromkeys(_PICTURES, ".png")
 
 
 class CasePrediction(Record):
@@ -74,6 +96,7 @@ def predict_cases(
     strict: bool = False,
     overwrite: bool = False,
     on_progress: Progress | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> PredictSummary:
     """Predict every case into `out_folder`, one label map each, named after the case, on the image's own grid.
 
@@ -84,7 +107,8 @@ def predict_cases(
     strict:    stop at the first bad case with its own error. Otherwise it is listed, the others go on, and a
                PartialError comes at the end (the case's own error where there is only one case).
     overwrite: replace the predictions of another model or of other settings.
-    on_progress(done, total) is called after every case.
+    on_progress(done, total) is called after every case; on_note(text) for every prediction that was edited since it
+    was made and has to go: it is kept as CASE.edited.*.
 
     Errors: UsageError where the folder holds other predictions; ResourceError for disk, lock and memory.
     """
@@ -102,10 +126,14 @@ def predict_cases(
     with lock_folder(out_folder):
         sweep_temporary(out_folder)
         outputs = {case.id: output_file(case, out_folder) for case in cases}
-        ledger = _Ledger(out_folder, _earlier_record(out_folder, fresh, outputs, overwrite=overwrite))
+        earlier = _earlier_record(out_folder, fresh, outputs, overwrite=overwrite)
+        ledger = _Ledger(out_folder, fresh, earlier.cases if earlier else {}, on_note)
         for case in cases:
             require_memory_for(case, model.plan)
         num_kept, failed = 0, {}
+        if earlier and _differences(earlier, fresh):
+            for name in earlier.cases:
+                ledger.forget(name)
         ledger.write()
         try:
             for position, case in enumerate(cases, start=1):
@@ -113,12 +141,14 @@ def predict_cases(
                     if ledger.has(case):
                         num_kept += 1
                     else:
-                        ledger.forget(case)
+                        ledger.forget(case.id)
+                        outputs[case.id].unlink(missing_ok=True)
                         ledger.cases[case.id] = _predict_case(case, model, outputs[case.id], settings, options)
                 except (InputError, SafetyError) as error:
                     if strict or len(cases) == 1:
                         raise
-                    failed[case.id] = str(error)
+                    folders = {image.parent: "" for image in case.files} | {out_folder: ""}
+                    failed[case.id] = without_folders(error, folders)
                 if on_progress:
                     on_progress(position, len(cases))
                 ledger.write_now_and_then()
@@ -140,12 +170,11 @@ def predict_cases(
 
 
 def output_file(case: Case, out_folder: Path) -> Path:
-    """Where a case's prediction goes: CASE.nii.gz for CASE_0000.nii.gz, CASE.png for any kind of picture.
+    """Where a case's prediction goes: CASE.nii.gz for CASE_0000.nii.gz, CASE.mha for .mhd, CASE.png for any picture.
 
     Errors: SafetyError for an id that leads out of the folder, or onto an input of the case.
     """
-    suffix = image_suffix(case.images[0])
-    path = require_inside(out_folder, case.id + (suffix if suffix in _KEPT_SUFFIXES else ".png"))
+    path = require_inside(out_folder, case.id + _OUTPUT_SUFFIXES.get(image_suffix(case.images[0]), ".nii.gz"))
     if any(path == image.resolve() for image in case.files):
         raise SafetyError("the prediction would replace this input.", where=path, fix="choose another output folder.")
     return path
@@ -180,8 +209,11 @@ def _predict_case(
     case: Case, model: LoadedModel, output: Path, settings: PredictSettings, options: ReadOptions
 ) -> CasePrediction:
     try:
-        digests = {image.name: digest_file(image) for image in case.images}
-        volume, _ = read_case(Case(case.id, case.images, None), options, None)
+        if len(case.images) > 1:
+            _require_channels(len(case.images), case, model.plan)
+        digests = _digest_inputs(case)
+        volume, _ = read_case(replace(case, label=None), options, None)
+        _require_channels(volume.num_channels, case, model.plan)
         labels = predict_volume(model, volume, settings, case=case.id)
         write_label_map(output, labels, like=case.images[0])
     except VoxdinoError as error:
@@ -191,6 +223,28 @@ def _predict_case(
     return CasePrediction(
         inputs=digests, output=output.name, output_digest=digest_file(output), volumes=volumes, unit=unit
     )
+
+
+def _require_channels(found: int, case: Case, plan: Plan) -> None:
+    """ImageError unless the image has the plan's channels: nobody knows which ones a surplus image holds.
+
+    The labelled cases were checked with the plan, and a plan may be edited to use some of their channels only.
+    """
+    needed = num_source_channels(plan)
+    if found < needed or (found > needed and case.label is None):
+        names = ", ".join(dict.fromkeys(channel.name for channel in plan.channels))
+        fact = f"has {found} channel{'s' * (found != 1)}, the model needs {needed} ({names})."
+        raise ImageError(fact, where=case.images[0], fix="give exactly these channels, in this order.")
+
+
+def _digest_inputs(case: Case) -> dict[str, str]:
+    """File name -> SHA-256. Errors: ImageError for a file that is gone, no file, or cannot be read."""
+    digests = {}
+    for image in case.images:
+        require_file(image, kind=ImageError)
+        with reading(image):
+            digests[image.name] = digest_file(image)
+    return digests
 
 
 def measure_volumes(labels: LabelMap, plan: Plan) -> tuple[dict[str, float], str]:
@@ -205,9 +259,15 @@ def measure_volumes(labels: LabelMap, plan: Plan) -> tuple[dict[str, float], str
 class _Ledger:
     """predictions.json as it grows: a case is in it only after its output is whole on disk."""
 
-    def __init__(self, folder: Path, record: PredictRecord) -> None:
-        self.folder, self.record = folder, record
-        self.cases = dict(record.cases)
+    def __init__(
+        self,
+        folder: Path,
+        record: PredictRecord,
+        cases: dict[str, CasePrediction],
+        on_note: Callable[[str], None] | None = None,
+    ) -> None:
+        self.folder, self.record, self.cases = folder, record, dict(cases)
+        self._on_note = on_note
         self._written_at = 0.0
 
     def has(self, case: Case) -> bool:
@@ -216,18 +276,27 @@ class _Ledger:
         if entry is None:
             return False
         output = self.folder / entry.output
-        return (
-            output.is_file()
-            and digest_file(output) == entry.output_digest
-            and all(image.is_file() for image in case.images)
-            and {image.name: digest_file(image) for image in case.images} == entry.inputs
-        )
+        try:
+            inputs = _digest_inputs(case)
+        except ImageError:
+            return False  # predicting the case will say what is wrong
+        return inputs == entry.inputs and output.is_file() and digest_file(output) == entry.output_digest
 
-    def forget(self, case: Case) -> None:
-        """Drop a prediction that no longer belongs to its inputs, with its file."""
-        entry = self.cases.pop(case.id, None)
-        if entry is not None:
-            require_inside(self.folder, entry.output).unlink(missing_ok=True)
+    def forget(self, case: str) -> None:
+        """Drop a prediction that no longer belongs to its inputs, with its file; one that was edited is kept aside."""
+        entry = self.cases.pop(case, None)
+        if entry is None:
+            return
+        path = require_inside(self.folder, entry.output)
+        if _is_edited(path, entry):
+            suffix = image_suffix(path)
+            stem = f"{path.name.removesuffix(suffix)}.edited"
+            names = chain([f"{stem}{suffix}"], (f"{stem}-{n}{suffix}" for n in count(2)))
+            aside = next(aside for name in names if not (aside := path.with_name(name)).exists())
+            path.rename(aside)
+            if self._on_note:
+                self._on_note(f"{path.name} was edited after it was predicted: kept as {aside.name}")
+        path.unlink(missing_ok=True)
 
     def write(self, failed: dict[str, str] | None = None) -> PredictRecord:
         update = {"cases": dict(sorted(self.cases.items())), "failed": failed or {}}
@@ -241,25 +310,39 @@ class _Ledger:
             self.write()
 
 
-def _earlier_record(folder: Path, fresh: PredictRecord, outputs: dict[str, Path], *, overwrite: bool) -> PredictRecord:
-    """The folder's record where it is of this model and these settings, else the fresh one if that harms nothing."""
+def _is_edited(path: Path, entry: CasePrediction) -> bool:
+    """Whether a prediction was changed by hand; damaged files are nobody's work."""
+    if not path.is_file() or digest_file(path) == entry.output_digest:
+        return False
+    try:
+        read_label_map(path)
+    except VoxdinoError:
+        return False
+    return True
+
+
+def _differences(earlier: PredictRecord, fresh: PredictRecord) -> list[str]:
+    """What keeps the predictions of one record from standing beside those of the other."""
+    decisive = ("model_digest", "settings", "read_options")
+    return [name for name in decisive if getattr(earlier, name) != getattr(fresh, name)]
+
+
+def _earlier_record(
+    folder: Path, fresh: PredictRecord, outputs: dict[str, Path], *, overwrite: bool
+) -> PredictRecord | None:
+    """The record in the folder. Errors: UsageError where predicting would replace what is not of this model."""
     path = folder / RECORD_NAME
-    if overwrite and not path.is_file():
-        return fresh
     if path.is_file():
         earlier = PredictRecord.read(path)
-        same = ("model_digest", "settings", "read_options")
-        other = [name for name in same if getattr(earlier, name) != getattr(fresh, name)]
-        if not other:
+        other = _differences(earlier, fresh)
+        if overwrite or not other:
             return earlier
-        if overwrite:
-            return fresh
         names = {"model_digest": f"model ({earlier.model})", "read_options": "reading options"}
         told = ", ".join(names.get(name, name) for name in other)
         fact = f"holds predictions made with another {told}."
         raise UsageError(fact, where=folder, fix="choose another output folder, or --overwrite.")
     there = [output for output in outputs.values() if output.exists()]
-    if there:
+    if there and not overwrite:
         fact = f"{len(there)} of the files to write exist and are no predictions recorded here, first {there[0].name}."
         raise UsageError(fact, where=folder, fix="choose another output folder, or --overwrite.")
-    return fresh
+    return None
