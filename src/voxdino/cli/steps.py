@@ -1,17 +1,16 @@
 """The steps that `prepare`, `finetune`, `run` and `demo` share; what they did is said on stderr."""
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from voxdino.cli.findings import first_error, print_findings
 from voxdino.cli.output import counting, format_seconds, relative, say
 from voxdino.core.errors import PartialError, UsageError
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.safe_files import lock_folder, write_json
-from voxdino.finetuning.config import FinetuneConfig
-from voxdino.finetuning.recipes import RECIPES
-from voxdino.models.registry import look_up
 from voxdino.preparation.case import Dataset, Split
 from voxdino.preparation.check import CheckReport, survey
 from voxdino.preparation.dataset import read_dataset
@@ -21,13 +20,16 @@ from voxdino.preparation.plan import Plan, make_plan
 from voxdino.preparation.prepare import prepare
 from voxdino.preparation.splits import make_splits
 
+if TYPE_CHECKING:  # torch stays out of the process that prepares
+    from voxdino.finetuning.config import FinetuneConfig
+
 
 @dataclass(frozen=True)
 class Planned:
     """A data set that was checked and planned for.
 
     dataset: with its usable cases only.   set_aside: the error of the cases that are not usable, if any.
-    kept:    the plan was there already, made for these files.
+    kept:    the plan was there already, made for these files and with these settings in it.
     """
 
     dataset: Dataset
@@ -51,7 +53,8 @@ def plan_dataset(
 ) -> Planned:
     """Check a data set and decide everything about it; writes nothing.
 
-    A plan.json in `workdir` is kept, edits and all, while it is for these files and nothing is set anew.
+    A plan.json in `workdir` is kept, edits and all, while it is for these files and says what `settings` say; else
+    it is said which of its values change.
     Errors: those of the data set; with `strict` the first bad case's too.
     """
     dataset = read_dataset(path, options)
@@ -62,10 +65,14 @@ def plan_dataset(
         usable = {case.id for case in fingerprint.cases}
         if error is not None and (strict or not usable or any(e.where == report.dataset for e in report.errors)):
             raise error
-        dataset = _keep(dataset, usable)
-        plan, kept = _earlier_plan(workdir, fingerprint, settings, probe.describe().patch_size), True
-        if plan is None:
+        dataset = dataset.without({case.id for case in dataset.cases} - usable)
+        earlier = Plan.read(workdir / "plan.json") if (workdir / "plan.json").is_file() else None
+        if earlier is not None and _still_holds(earlier, fingerprint, settings, probe.describe().patch_size):
+            plan, kept = earlier, True
+        else:
             plan, kept = make_plan(fingerprint, dataset, settings=settings, memory=probe), False
+    if earlier is not None and not kept:
+        say(f"the plan is made anew: {_changes(earlier, plan)}")
     splits = make_splits(dataset, num_folds=plan.num_folds, seed=plan.seed)
     set_aside = None
     if error is not None:
@@ -74,21 +81,19 @@ def plan_dataset(
     return Planned(dataset, report, fingerprint, plan, splits, set_aside, kept)
 
 
-def _keep(dataset: Dataset, usable: set[str]) -> Dataset:
-    """The data set without the cases that cannot be used, its own splits included."""
-    splits = dataset.splits and tuple(
-        Split(train=tuple(i for i in s.train if i in usable), val=tuple(i for i in s.val if i in usable))
-        for s in dataset.splits
-    )
-    return replace(dataset, cases=tuple(case for case in dataset.cases if case.id in usable), splits=splits)
+def _still_holds(plan: Plan, fingerprint: Fingerprint, settings: Mapping[str, str], patch_size: int) -> bool:
+    """The plan was made for these facts and this backbone, and `settings` change nothing in it."""
+    made_for = (plan.fingerprint_digest, plan.patch_size)
+    return made_for == (fingerprint.digest(), patch_size) and plan.with_settings(settings) == plan
 
 
-def _earlier_plan(workdir: Path, fingerprint: Fingerprint, settings: Mapping[str, str], patch_size: int) -> Plan | None:
-    path = workdir / "plan.json"
-    if settings or not path.is_file():
-        return None
-    plan = Plan.read(path)
-    return plan if (plan.fingerprint_digest, plan.patch_size) == (fingerprint.digest(), patch_size) else None
+def _changes(earlier: Plan, plan: Plan) -> str:
+    """ "seed 0 -> 7, crop [48, 32] -> [64, 64]": the decisions that differ."""
+    old, new = earlier.to_json(), plan.to_json()
+    told = ["the data set or the way it is read"] if earlier.fingerprint_digest != plan.fingerprint_digest else []
+    names = [name for name in new if name not in ("fingerprint_digest", "reasons") and old[name] != new[name]]
+    told += [f"{name} {json.dumps(old[name])} -> {json.dumps(new[name])}" for name in names]
+    return ", ".join(told) or "with the same values"
 
 
 def prepare_planned(planned: Planned, workdir: Path, *, num_workers: int | None) -> None:
@@ -138,11 +143,14 @@ def resolve_config(
     seed: int | None = None,
     workers: int | None = None,
     settings: Mapping[str, str] | None = None,
-) -> FinetuneConfig:
+) -> "FinetuneConfig":
     """The recipe with what the command line changes; `--set` comes last.
 
     Errors: UsageError for unknown recipes and settings, with the nearest known name.
     """
+    from voxdino.finetuning.recipes import RECIPES
+    from voxdino.models.registry import look_up
+
     given = {
         "backbone": backbone,
         "num_epochs": epochs,
@@ -155,7 +163,7 @@ def resolve_config(
     return config.with_settings(settings or {})
 
 
-def describe_config(config: FinetuneConfig) -> str:
+def describe_config(config: "FinetuneConfig") -> str:
     """ "segdino_v2: dinov2_vits14, frozen, decoder tpa_sad, 50 epochs"."""
     length = f"{config.num_epochs} epochs"
     if config.time_budget_s is not None:
