@@ -115,8 +115,8 @@ def write_msd(root: Path, num_cases: int = 3, num_channels: int = 2) -> Path:
 
 
 def write_folder(root: Path, rows: Sequence[str], *, foreground: int = 1, suffix: str = "png") -> Path:
-    """Colour pictures and masks a, b, c, d in two folders, and dataset.csv with the rows given."""
-    for number, name in enumerate("abcd"):
+    """Colour pictures and masks a to e in two folders, and dataset.csv with the rows given."""
+    for number, name in enumerate("abcde"):
         rng = np.random.default_rng(number)
         save_picture(root / "images" / f"{name}.png", rng.integers(0, 256, (20, 27, 3)).astype(np.uint8))
         mask = np.zeros((20, 27), dtype=np.uint8)

@@ -56,7 +56,8 @@ def test_given_splits_are_taken_as_they_are():
         ([None] * 2, 2, "2 labelled cases are too few"),
         ([None] * 4, 5, "5 folds cannot be made of 4 cases"),
         (["a"] * 9 + ["b"] * 9, 5, "5 folds cannot be made of 2 groups"),
-        ([None] * 4, 1, "N from 2 to 4"),
+        ([None] * 4, 1, "--set plan.num_folds=N with N from 2 to 4"),
+        (["a"] * 4, 2, "all cases are of one group"),
     ],
 )
 def test_too_few_cases_or_groups_are_refused_with_a_fix(groups, num_folds, words):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 from small_sets import AFFINE, LABELS, draw_case, save_nifti, save_picture, write_folder, write_json, write_nnunet
 
 from voxdino.core.geometry import Grid
@@ -12,7 +13,7 @@ from voxdino.preparation.dataset import read_dataset
 from voxdino.preparation.findings import Finding, gather_findings
 from voxdino.preparation.fingerprint import Fingerprint, describe_case
 
-ALL_ROWS = ["image,label", *(f"images/{c}.png,masks/{c}.png" for c in "abcd")]
+ALL_ROWS = ["image,label", *(f"images/{c}.png,masks/{c}.png" for c in "abcde")]
 
 
 def findings_of(root, options=ReadOptions()):  # noqa: B008
@@ -100,15 +101,15 @@ BAD_CASES = {
 @pytest.mark.parametrize("code", BAD_CASES)
 def test_a_bad_case_is_set_aside_by_name_and_the_others_are_kept(tmp_path, code):
     description = {"labels": {"background": 0, "liver": 1}} if code == "C7" else {}
-    root = write_nnunet(tmp_path / "set", description=description)
+    root = write_nnunet(tmp_path / "set", 6, description=description)
     if code == "C7":
-        for number in range(5):
+        for number in range(6):
             spoil_label(root, number, lambda a: (a > 0).astype(np.uint8))
     BAD_CASES[code](root)
     report, fingerprint, found = findings_of(root)
     assert found == {(code, "error")}
     assert "case_01" in report.errors[0].where and not report.errors[0].where.startswith("/")
-    assert len(fingerprint.cases) == 4 and report.bad_cases == 1
+    assert len(fingerprint.cases) == 5 and report.bad_cases == 1
 
 
 def test_oddities_are_warnings(tmp_path):
@@ -146,6 +147,26 @@ def test_a_set_without_foreground_or_with_too_few_cases_is_refused(tmp_path):
     assert ("D5", "error") in findings_of(root)[2]
 
 
+@pytest.mark.parametrize("num_cases", [3, 4])
+def test_too_few_cases_for_the_usual_folds_are_told_with_the_setting_that_helps(tmp_path, num_cases):
+    report, _, found = findings_of(write_nnunet(tmp_path / "set", num_cases))
+    assert found == {("D18", "warning")}
+    assert f"--set plan.num_folds=N with N from 2 to {num_cases}" in report.findings[0].fix
+
+
+def test_a_picture_turned_by_exif_and_a_mask_that_is_not_are_set_aside(tmp_path):
+    root = write_folder(tmp_path / "set", ALL_ROWS)
+    for folder, name in (("images", "a"), ("images", "b"), ("masks", "b"), ("masks", "c")):
+        path = root / folder / f"{name}.png"
+        picture = Image.open(path)
+        exif = picture.getexif()
+        exif[0x0112] = 3  # half a turn: the shape stays
+        picture.save(path, exif=exif)
+    report, fingerprint, found = findings_of(root)
+    assert ("C3", "error") in found and [error.where for error in report.errors] == ["images/a.png", "images/c.png"]
+    assert "EXIF" in report.errors[0].fix and [case.id for case in fingerprint.cases] == ["b", "d", "e"]
+
+
 def test_unsound_given_splits_are_findings(tmp_path):
     root = write_nnunet(tmp_path / "set", 3)
     write_json(root / "splits_final.json", [{"train": ["case_00"], "val": ["case_0x"]}])
@@ -154,7 +175,7 @@ def test_unsound_given_splits_are_findings(tmp_path):
 
 
 def test_masks_as_jpeg_are_refused_once_and_taken_with_the_fix_named(tmp_path):
-    rows = ["image,label", *(f"images/{c}.png,masks/{c}.jpg" for c in "abcd")]
+    rows = ["image,label", *(f"images/{c}.png,masks/{c}.jpg" for c in "abcde")]
     root = write_folder(tmp_path / "set", rows, foreground=255, suffix="jpg")
     report, fingerprint, found = findings_of(root)
     assert found == {("C6", "error")} and "--lossy-labels 127" in report.errors[0].fix and not fingerprint.cases
@@ -188,7 +209,7 @@ def test_pictures_with_other_channels_are_named(tmp_path):
     save_picture(root / "images" / "b.png", np.zeros((20, 27), np.uint8))
     report, fingerprint, found = findings_of(root)
     assert ("C11", "error") in found and report.errors[0].where == "images/b.png"
-    assert [case.id for case in fingerprint.cases] == ["a", "c", "d"] and fingerprint.num_channels == 3
+    assert [case.id for case in fingerprint.cases] == ["a", "c", "d", "e"] and fingerprint.num_channels == 3
 
 
 def test_many_findings_of_a_kind_are_told_as_one_that_names_all_files():

@@ -42,6 +42,7 @@ _SET_ASIDE = "The case is set aside."
 _CODES: tuple[tuple[type[VoxdinoError], str, str], ...] = (
     (GeometryError, "voxels, but", "A28"),
     (GeometryError, "affines", "A29"),
+    (GeometryError, "EXIF", "C3"),
     (GeometryError, "", "A23"),
     (LabelError, "undeclared", "D2"),
     (LabelError, "", "D1"),
@@ -131,10 +132,6 @@ def _look_at(names: list[str], volume: Volume, label: LabelMap | None, facts: Ca
         return
     for note in label.notes:
         yield _finding("note", "D1", names[-1], note, "It was read so.", "nothing to do if that is right.")
-    if any("EXIF" in note for note in volume.notes) and not any("EXIF" in note for note in label.notes):
-        fact = "the image is turned by its EXIF tag, its mask has none."
-        fix = "look at the overlay; store both without EXIF rotation."
-        yield _finding("warning", "C3", names[0], fact, "They may not lie on each other.", fix)
     if not facts.structures:
         fact = "holds no foreground voxel."
         yield _finding(
@@ -243,11 +240,23 @@ def _judge_set(dataset: Dataset, fingerprint: Fingerprint) -> Iterable[Finding]:
     """What only shows when all cases are seen together."""
     yield from _judge_labels(dataset, fingerprint)
     yield from _judge_duplicates(dataset, fingerprint)
-    if len(dataset.cases) < 3 or dataset.splits is not None:
+    if fingerprint.cases:
+        unusable = {case.id for case in dataset.cases} - {case.id for case in fingerprint.cases}
+        yield from _judge_splits(dataset.without(unusable))
+
+
+def _judge_splits(dataset: Dataset) -> Iterable[Finding]:
+    """An error where no folds can be made of the usable cases; a warning where a setting makes it possible."""
+    try:
+        make_splits(dataset)
+    except DatasetError as error:
+        fact, fix = error.fact, error.fix or ""
         try:
-            make_splits(dataset)
-        except DatasetError as error:
-            yield _finding("error", "D18", dataset.name, error.fact, "No folds can be made.", error.fix or "")
+            make_splits(dataset, num_folds=2)
+        except DatasetError:
+            yield _finding("error", "D18", dataset.name, fact, "No folds can be made.", fix)
+        else:
+            yield _finding("warning", "D18", dataset.name, fact, "Preparing stops there.", fix)
 
 
 def _judge_labels(dataset: Dataset, fingerprint: Fingerprint) -> Iterable[Finding]:

@@ -103,9 +103,20 @@ def read_case(case: Case, options: ReadOptions, labels: LabelSet | None) -> tupl
         return volume, None
     label = _named(case.label, read_label_map, options=options)
     require_same_grid(label.grid, volume.grid, case.label, case.images[0], options)
+    _require_turned_alike(case, volume, label)
     if labels is not None:
         labels.to_indices(label.array, where=case.label)
     return volume, LabelMap(label.array, volume.grid, label.notes, case.label)
+
+
+def _require_turned_alike(case: Case, volume: Volume, label: LabelMap) -> None:
+    """GeometryError unless EXIF tags turn picture and mask by the same: equal shapes do not tell where a mask lies."""
+    turned, mask_turned = ({note for note in notes if "EXIF" in note} for notes in (volume.notes, label.notes))
+    if turned != mask_turned:
+        fact = "its EXIF tag turns the image, its mask has none" if turned else "only its mask is turned by an EXIF tag"
+        fact = "EXIF tags turn the image and its mask differently" if turned and mask_turned else fact
+        fix = "save both as they lie on each other, without EXIF rotation."
+        raise GeometryError(f"{fact}.", where=case.images[0], fix=fix)
 
 
 def _named(path: Path, read: Any, **settings: Any) -> Any:

@@ -25,10 +25,13 @@ def make_splits(dataset: Dataset, num_folds: int = 5, seed: int = 0) -> tuple[Sp
     if len(dataset.cases) < 3:
         fact = f"{len(dataset.cases)} labelled cases are too few to train on some and hold back others."
         raise DatasetError(fact, where=dataset.root, fix="add cases: three at least, dozens to learn anything.")
+    if len(groups) < 2:
+        fact = "all cases are of one group: none can be held back."
+        raise DatasetError(fact, where=dataset.root, fix="name the patient or site of each case, or add other groups.")
     if num_folds < 2 or num_folds > len(groups):
         what = "cases" if len(groups) == len(dataset.cases) else "groups"
         fact = f"{num_folds} folds cannot be made of {len(groups)} {what}."
-        raise DatasetError(fact, where=dataset.root, fix=f"--set num_folds=N with N from 2 to {len(groups)}.")
+        raise DatasetError(fact, where=dataset.root, fix=f"say --set plan.num_folds=N with N from 2 to {len(groups)}.")
     order = sorted(groups)
     random.Random(seed).shuffle(order)
     order.sort(key=lambda name: -len(groups[name]))  # stable: equal sizes stay shuffled
