@@ -9,6 +9,7 @@ from voxdino.core.labels import LabelSet
 from voxdino.core.safe_files import read_json
 from voxdino.evaluation.evaluate import pair_files
 from voxdino.preparation.dataset import read_dataset
+from voxdino.preparation.layouts import msd
 from voxdino.preparation.plan import Plan
 
 Pairs = list[tuple[str, Path, Path]]
@@ -41,11 +42,13 @@ def find_pairs(
 
 
 def read_labels(path: Path) -> LabelSet:
-    """The labels that a file names: plan.json, nnU-Net's dataset.json, or labels.json {"background": 0, ...}."""
+    """The labels that a file names: plan.json, dataset.json (nnU-Net, MSD), labels.json {"background": 0, ...}."""
     value = read_json(path)
     if isinstance(value, dict) and "fingerprint_digest" in value:
         return Plan.read(path).labels
     found = value.get("labels", value) if isinstance(value, dict) else None
     if not isinstance(found, dict):
         raise UsageError("names no labels.", where=path, fix='write {"background": 0, "liver": 1}.')
+    if all(isinstance(name, str) for name in found.values()):
+        return msd.read_labels(found, path)
     return LabelSet.from_nnunet(found, value.get("regions_class_order"), where=path)

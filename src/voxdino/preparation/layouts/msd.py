@@ -40,7 +40,7 @@ def read(folder: Path, table: Path | None, options: ReadOptions, labels: LabelSe
     value = read_description(path, required=_REQUIRED, optional=_OPTIONAL)
     channels = numbered_names(value["modality"], "modality", path)
     if labels is None:
-        labels = _labels(value["labels"], path)
+        labels = read_labels(value["labels"], path)
     files = NamedFiles(folder, options, path)
     training = require_type(value["training"], list, "training", path, _EXAMPLE)
     test = require_type(value.get("test", []), list, "test", path, '["./imagesTs/b.nii.gz"]')
@@ -64,8 +64,8 @@ def read(folder: Path, table: Path | None, options: ReadOptions, labels: LabelSe
     )
 
 
-def _labels(value: Any, path: Path) -> LabelSet:
-    """{"0": "background", "1": "liver"}, or the other way round as nnU-Net writes it."""
+def read_labels(value: Any, path: Path) -> LabelSet:
+    """The labels {"0": "background", "1": "liver"}, or the other way round. Errors: DatasetError."""
     require_type(value, dict, "labels", path, '{"0": "background", "1": "liver"}')
     if all(isinstance(name, str) for name in value.values()):
         numbers = {str(name): int(number) for number, name in value.items() if number.isascii() and number.isdigit()}
