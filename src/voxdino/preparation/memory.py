@@ -116,4 +116,4 @@ class BackboneProbe:
     def _death(self) -> ResourceError:
         code = self._process.wait()
         fact = f"the child process that measures memory ended ({f'signal {-code}' if code < 0 else f'code {code}'})."
-        return ResourceError(fact, fix="free memory; or plan with --memory skip.")
+        return ResourceError(fact, fix="free memory, or name a smaller --backbone (voxdino list backbones).")
