@@ -112,12 +112,12 @@ def test_what_is_no_image_file_at_all(tmp_path, name, kind, words):
 @pytest.mark.parametrize(
     ("name", "data", "words"),
     [
-        ("case.nii", gzip.compress(nifti_bytes()), "is a gzip file"),
+        ("case.nii", gzip.compress(nifti_bytes(), mtime=0), "is a gzip file"),
         ("case.nii.gz", nifti_bytes(), "an uncompressed NIfTI image. Fix: name it .nii."),
         ("case.nii", b"\x89PNG\r\n\x1a\n" + b"\0" * 400, "a PNG picture"),
         ("case.nii.gz", b"\xff\xd8\xff\xe0" + b"\0" * 400, "a JPEG picture"),
         ("case.nii", b"\0" * 128 + b"DICM" + b"\0" * 400, "a DICOM file"),
-        ("case.nii.gz", gzip.compress(b"\0" * 128 + b"DICM" + b"\0" * 400), "a DICOM file"),
+        ("case.nii.gz", gzip.compress(b"\0" * 128 + b"DICM" + b"\0" * 400, mtime=0), "a DICOM file"),
         ("case.nii", b"NRRD0004\n" * 50, "an NRRD image"),
         ("case.nii", b"<!DOCTYPE html><html>" * 50, "a web page"),
         ("case.nii.gz", b"version https://git-lfs.github.com/spec/v1\n" * 9, "a Git LFS pointer"),
