@@ -24,12 +24,12 @@ def print_findings(report: CheckReport) -> None:
 
 
 def first_error(report: CheckReport, dataset: Path) -> VoxdinoError | None:
-    """DatasetError (SafetyError where all of them are) with the first error and the number of the others."""
+    """DatasetError, or SafetyError where one was refused for safety, with that error and the number of the others."""
     if not report.errors:
         return None
-    first, num_more = report.errors[0], len(report.errors) - 1
+    unsafe = [finding for finding in report.errors if finding.code == _REFUSED_FOR_SAFETY]
+    first, num_more = (unsafe or report.errors)[0], len(report.errors) - 1
     more = f" (and {num_more} more error{'s' if num_more > 1 else ''})" if num_more else ""
     fact = f"{first.fact.removesuffix('.')}{more}."
-    unsafe = all(finding.code == _REFUSED_FOR_SAFETY for finding in report.errors)
     kind = SafetyError if unsafe else DatasetError
     return kind(fact, where=dataset / first.where, fix=first.fix)
