@@ -246,3 +246,20 @@ def test_predicting_more_cases_is_expected_to_take_longer(workdir, run_folder):
         for ids in (["phantom_000"], ["phantom_000", "phantom_001", "phantom_002"])
     )
     assert 0 < few < many < 300
+
+
+@pytest.mark.parametrize(
+    "args", [["NEW", "DATA"], ["DATA/labelsTr", "NEW"], ["DATA/dataset.json", "DATA"]], ids=" ".join
+)
+def test_evaluate_names_a_folder_that_is_not_there(args, phantoms, tmp_path, capsys):
+    assert main(["evaluate", *placed(args, {"DATA": phantoms, "NEW": tmp_path / "new"})]) == 3
+    told = capsys.readouterr().err
+    assert "folder" in told and " Fix: " in told
+
+
+def test_another_data_set_of_the_same_name_is_another_data_set(workdir, tmp_path, capsys):
+    other = draw_phantoms(tmp_path / "phantoms", num_cases=3, seed=5)
+    for path in [*other.glob("*/phantom_*")]:
+        path.rename(path.with_name(path.name.replace("phantom", "scan")))
+    assert main(["prepare", str(other), "--workdir", str(workdir), *TINY[:2], *PLAN]) == 2
+    assert "another data set of that name" in capsys.readouterr().err

@@ -40,9 +40,8 @@ def evaluate(
 ) -> None:
     """Score predictions: Dice, IoU, HD95, NSD and volumes per case, with mean and 95 % interval."""
     from voxdino.cli.references import find_pairs
-    from voxdino.cli.summaries import print_scores
+    from voxdino.cli.summaries import error_of, print_scores
     from voxdino.cli.values import read_options
-    from voxdino.core.errors import PartialError
     from voxdino.evaluation.evaluate import evaluate as score
     from voxdino.evaluation.metrics import METRICS
 
@@ -69,12 +68,4 @@ def evaluate(
     if not json:
         print_scores(scores)
     say(f"every case is in {path}")
-    error = None
-    if scores.failed:
-        error = PartialError(
-            f"{len(scores.failed)} of {len(pairs)} cases could not be scored: "
-            f"{'; '.join(failed.message for failed in scores.failed)}",
-            where=predictions,
-            fix="correct these files and run the same command again.",
-        )
-    end(scores.to_json(), error, as_json=json)
+    end(scores.to_json(), error_of(scores, predictions), as_json=json)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from voxdino.core.errors import UsageError
+from voxdino.core.errors import DatasetError, UsageError
 from voxdino.core.io import image_suffix, is_image
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.labels import LabelSet
@@ -21,8 +21,13 @@ def find_pairs(
     """(case id, prediction, reference) of a folder of predictions, and the labels they share.
 
     references: a data set, of which the cases that were predicted count; or a folder of label maps, all of which count.
-    Errors: DatasetError where nothing fits; UsageError where nothing says what the labels mean.
+    Errors: DatasetError where a folder is missing or nothing fits; UsageError where nothing says what the labels mean.
     """
+    for folder in (predictions, references):
+        if not folder.exists():
+            raise DatasetError("no such folder.", where=folder, fix="check the path.")
+    if not predictions.is_dir():
+        raise DatasetError("is no folder.", where=predictions, fix="give the folder of the predictions.")
     labels = None if labels_file is None else read_labels(labels_file)
     is_dataset = references.suffix == ".csv" or (references / "dataset.json").is_file() or any(references.glob("*.csv"))
     if not is_dataset:

@@ -101,22 +101,33 @@ def prepare_planned(planned: Planned, workdir: Path, *, num_workers: int | None)
 
     Errors: UsageError where the folder holds the work on another data set.
     """
-    earlier = workdir / "fingerprint.json"
-    if earlier.is_file() and (name := Fingerprint.read(earlier).dataset) != planned.dataset.name:
-        fact = f"holds the work on '{name}', not on '{planned.dataset.name}'."
-        raise UsageError(fact, where=workdir, fix="choose another --workdir.")
+    _require_own(workdir, planned.fingerprint)
+    path = workdir / "plan.json"
+    if planned.kept:
+        say(f"{relative(path)} is kept as it is; delete it to plan anew")
     with lock_folder(workdir):
         planned.report.write(workdir / "check.json")
-        planned.fingerprint.write(earlier)
-        if planned.kept:
-            say(f"plan.json is kept as it is; delete {relative(workdir / 'plan.json')} to plan anew")
-        else:
-            planned.plan.write(workdir / "plan.json")
+        planned.fingerprint.write(workdir / "fingerprint.json")
+        if not planned.kept:
+            planned.plan.write(path)
         write_json(workdir / "splits.json", [split.to_json() for split in planned.splits])
     with counting("preparing") as on_progress:
         summary = prepare(planned.dataset, planned.plan, workdir, num_workers=num_workers, on_progress=on_progress)
     kept = f", {summary.num_kept} were there already" if summary.num_kept else ""
     say(f"{summary.num_prepared} cases prepared in {format_seconds(summary.elapsed_s)}{kept}")
+
+
+def _require_own(workdir: Path, fingerprint: Fingerprint) -> None:
+    """UsageError where `workdir` is another data set's: another name, or not one case in common."""
+    path = workdir / "fingerprint.json"
+    if not path.is_file():
+        return
+    earlier = Fingerprint.read(path)
+    common = {case.id for case in earlier.cases} & {case.id for case in fingerprint.cases}
+    if earlier.dataset != fingerprint.dataset or not common:
+        other = "another data set of that name" if earlier.dataset == fingerprint.dataset else f"'{earlier.dataset}'"
+        fact = f"holds the work on {other}, not on '{fingerprint.dataset}'."
+        raise UsageError(fact, where=workdir, fix="choose another --workdir.")
 
 
 def print_plan(planned: Planned) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from voxdino.cli.output import format_seconds, relative
+from voxdino.core.errors import PartialError
 from voxdino.core.geometry import format_shape, format_spacing
 from voxdino.core.io import read_grid
 from voxdino.core.safe_files import read_json
@@ -55,3 +56,13 @@ def partial_result(folder: Path) -> dict[str, Any]:
 def print_scores(scores: Scores) -> None:
     """The table of scores on stdout, at its full width where stdout is no terminal."""
     Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 200).print(report_table(scores))
+
+
+def error_of(scores: Scores, where: Path) -> PartialError | None:
+    """The error of the cases that could not be scored, if any."""
+    if not scores.failed:
+        return None
+    total = scores.num_cases + len(scores.failed)
+    told = "; ".join(failed.message for failed in scores.failed)
+    fix = "correct these files and run the same command again."
+    return PartialError(f"{len(scores.failed)} of {total} cases could not be scored: {told}", where=where, fix=fix)
