@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from voxdino.core.errors import ConfigError
 from voxdino.models.decoders.tpa_sad import TpaSadDecoder, from_segdino_v2
@@ -16,6 +17,11 @@ def random_features(grid, *, batch=2, dim=8, patch=16):
     return Features(maps, torch.randn(batch, dim), (patch,) * len(grid))
 
 
+def build(name, embed_dim=8, num_outputs=3):
+    kind = DECODERS[name]
+    return kind(embed_dims=(embed_dim,) * kind.num_taps, num_outputs=num_outputs)
+
+
 def cases():
     """A decoder runs on the grids it declares; one of 2-D only gets the slices of a volume as its batch."""
     return [(name, dims) for name, kind in DECODERS.items() for dims in kind.num_dims]
@@ -23,7 +29,7 @@ def cases():
 
 @pytest.mark.parametrize("name, dims", cases())
 def test_every_decoder_returns_voxel_logits_and_trains_all_its_weights(name, dims):
-    decoder = DECODERS[name](embed_dim=8, num_outputs=3)
+    decoder = build(name)
     grid = GRIDS[dims]
     logits = decoder(random_features(grid))
     assert logits.shape == (2, 3, *(g * 16 for g in grid))
@@ -34,7 +40,7 @@ def test_every_decoder_returns_voxel_logits_and_trains_all_its_weights(name, dim
 
 @pytest.mark.parametrize("name, dims", cases())
 def test_every_decoder_gives_logits_at_any_size(name, dims):
-    decoder = DECODERS[name](embed_dim=8, num_outputs=3)
+    decoder = build(name)
     size = (7, 33, 21)[-dims:]
     assert decoder(random_features(GRIDS[dims]), size).shape == (2, 3, *size)
 
@@ -42,28 +48,40 @@ def test_every_decoder_gives_logits_at_any_size(name, dims):
 @pytest.mark.parametrize("name, dims", cases())
 def test_every_decoder_treats_images_of_a_batch_alone(name, dims):
     torch.manual_seed(1)
-    decoder = DECODERS[name](embed_dim=8, num_outputs=3).eval()
+    decoder = build(name).eval()
     features = random_features(GRIDS[dims])
     alone = Features(tuple(m[1:] for m in features.maps), features.cls_token[1:], features.patch_size)
     torch.testing.assert_close(decoder(features)[1:], decoder(alone), rtol=1e-4, atol=1e-5)
 
 
 def test_every_decoder_declares_its_dimensions_and_taps():
-    assert all(set(kind.num_dims) <= {2, 3} and 2 in kind.num_dims for kind in DECODERS.values())
-    assert 3 in DECODERS["linear"].num_dims
-    assert {name: kind.num_taps for name, kind in DECODERS.items()} == {"linear": 1, "tpa_sad": 4}
+    assert all(kind.num_dims and set(kind.num_dims) <= {2, 3} for kind in DECODERS.values())
+    assert DECODERS["linear"].num_dims == (2, 3)
+    assert (DECODERS["linear"].num_taps, DECODERS["tpa_sad"].num_taps) == (1, 4)
+
+
+@pytest.mark.parametrize("name, dims", cases())
+def test_every_decoder_without_outputs_gives_its_hidden_features(name, dims):
+    torch.manual_seed(1)
+    features = random_features(GRIDS[dims])
+    hidden = build(name, num_outputs=None).hidden(features)
+    assert hidden.shape[:2] == (2, build(name).hidden_width)
 
 
 def test_the_linear_decoder_reads_one_token_per_logit():
-    decoder = DECODERS["linear"](embed_dim=8, num_outputs=2)
+    decoder = build("linear", num_outputs=2)
     features = random_features((3, 5))
     token = features.maps[-1][1, :, 2, 4]
     native = decoder.native_logits(features)
-    torch.testing.assert_close(native[1, :, 2, 4], decoder.to_logits(token))
+    torch.testing.assert_close(native[1, :, 2, 4], F.linear(token, decoder.to_logits.weight, decoder.to_logits.bias))
 
 
-def count(**settings):
-    return sum(p.numel() for p in TpaSadDecoder(num_outputs=settings.pop("num_outputs", 1), **settings).parameters())
+def tpa_sad(embed_dim=8, num_outputs=3, **settings):
+    return TpaSadDecoder(embed_dims=(embed_dim,) * 4, num_outputs=num_outputs, **settings)
+
+
+def count(num_outputs=1, **settings):
+    return sum(p.numel() for p in tpa_sad(num_outputs=num_outputs, **settings).parameters())
 
 
 @pytest.mark.parametrize(
@@ -91,38 +109,38 @@ def test_the_first_release_has_about_its_published_number_of_weights():
 
 @pytest.mark.parametrize("grid", [(4, 6), (3, 5)])
 def test_the_first_release_decodes_even_and_odd_grids(grid):
-    decoder = TpaSadDecoder(embed_dim=8, num_outputs=3, decoder_width=8, pyramid="first_release")
+    decoder = tpa_sad(embed_dim=8, num_outputs=3, decoder_width=8, pyramid="first_release")
     features = random_features(grid)
     assert decoder.native_logits(features).shape == (2, 3, 4 * grid[0], 4 * grid[1])
     decoder(features).sum().backward()
 
 
 def test_gated_blocks_start_as_the_identity():
-    decoder = TpaSadDecoder(embed_dim=8, num_outputs=3, decoder_width=16)
+    decoder = tpa_sad(embed_dim=8, num_outputs=3, decoder_width=16)
     x = torch.randn(2, 16, 5, 7)
     assert all(torch.equal(block(x), x) for block in (*decoder.intra, *decoder.inter))
 
 
 @pytest.mark.parametrize("scales, finest", [((8, 4, 2, 1), 8), ((4, 4, 2, 1), 4), ((2, 2, 1, 1), 2)])
 def test_pyramid_scales_set_the_native_grid(scales, finest):
-    decoder = TpaSadDecoder(embed_dim=8, num_outputs=3, decoder_width=8, pyramid_scales=scales)
+    decoder = tpa_sad(embed_dim=8, num_outputs=3, decoder_width=8, pyramid_scales=scales)
     assert decoder.native_logits(random_features((3, 5))).shape[2:] == (3 * finest, 5 * finest)
 
 
 @pytest.mark.parametrize("scales", [(8, 4, 2), (1, 2, 4, 8), (8, 4, 2, 0)])
 def test_pyramids_that_rise_or_have_other_lengths_are_refused(scales):
     with pytest.raises(ConfigError, match="no four falling enlargements"):
-        TpaSadDecoder(embed_dim=8, num_outputs=3, pyramid_scales=scales)
+        tpa_sad(embed_dim=8, num_outputs=3, pyramid_scales=scales)
 
 
 def test_scales_of_the_first_release_cannot_be_chosen():
     with pytest.raises(ConfigError, match="scales of its own"):
-        TpaSadDecoder(embed_dim=8, num_outputs=3, pyramid="first_release", pyramid_scales=(4, 4, 2, 1))
+        tpa_sad(embed_dim=8, num_outputs=3, pyramid="first_release", pyramid_scales=(4, 4, 2, 1))
 
 
 def test_channels_last_changes_nothing_but_the_memory_order():
     torch.manual_seed(2)
-    decoder = TpaSadDecoder(embed_dim=8, num_outputs=3, decoder_width=16)
+    decoder = tpa_sad(embed_dim=8, num_outputs=3, decoder_width=16)
     features = random_features((3, 5))
     expected = decoder(features)
     last = Features(
@@ -135,7 +153,7 @@ def test_channels_last_changes_nothing_but_the_memory_order():
 
 
 def test_authors_names_cover_every_weight_once():
-    decoder = TpaSadDecoder(embed_dim=24, num_outputs=1, decoder_width=16)
+    decoder = tpa_sad(embed_dim=24, num_outputs=1, decoder_width=16)
     names = [f"decoder.token_projections.{i}.weight" for i in range(4)] + [
         "decoder.out_conv.weight",
         "decoder.out_conv.bias",

@@ -99,9 +99,9 @@ def _segdino_v2(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Iter
         tensors[f"input.tap{i}"].transpose(1, 2).reshape(len(tensors["input.tap0"]), -1, *facts["grid"])
         for i in range(TpaSadDecoder.num_taps)
     )  # (B, E, h, w) each
-    embed_dim = maps[0].shape[1]
+    embed_dims = tuple(one.shape[1] for one in maps)
     decoder = TpaSadDecoder(
-        embed_dim=embed_dim, num_outputs=int(facts["num_classes"]), decoder_width=int(facts["channels"])
+        embed_dims=embed_dims, num_outputs=int(facts["num_classes"]), decoder_width=int(facts["channels"])
     )
     decoder.load_state_dict(from_segdino_v2(_weights(tensors)))
     features = Features(maps, maps[-1].mean(dim=(2, 3)), (16, 16))

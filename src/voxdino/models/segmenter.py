@@ -80,7 +80,7 @@ def build_segmenter(config: ModelConfig, backbone: ViT) -> "Segmenter":
         raise ConfigError(f"magnification is {config.magnification}", fix="give a number above 0, e.g. 1.0.")
     read = inspect.signature(kind).parameters
     settings = {name: value for name, value in config if name in read and name != "num_outputs"}
-    decoder = kind(embed_dim=backbone.embed_dim, num_outputs=config.num_outputs, **settings)
+    decoder = kind(embed_dims=(backbone.embed_dim,) * kind.num_taps, num_outputs=config.num_outputs, **settings)
     _adapt(backbone, config)
     return Segmenter(config, inputs, backbone, decoder, taps)
 

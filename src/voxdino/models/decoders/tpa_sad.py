@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from voxdino.core.errors import ConfigError
-from voxdino.models.decoders.base import Decoder
+from voxdino.models.decoders.base import Decoder, classifier
 from voxdino.models.features import Features
 
 Pyramid = Literal["x8_x4_x2_x1", "first_release"]
@@ -66,8 +66,8 @@ class TpaSadDecoder(Decoder):
     def __init__(
         self,
         *,
-        embed_dim: int,
-        num_outputs: int,
+        embed_dims: tuple[int, ...],
+        num_outputs: int | None,
         decoder_width: int = 128,
         pyramid: Pyramid = "x8_x4_x2_x1",
         pyramid_scales: tuple[int, ...] = PUBLISHED_SCALES,
@@ -75,7 +75,8 @@ class TpaSadDecoder(Decoder):
         super().__init__()
         _check_scales(pyramid, pyramid_scales)
         width = decoder_width
-        self.project = nn.ModuleList(nn.Conv2d(embed_dim, width, 1, bias=False) for _ in range(self.num_taps))
+        self.hidden_width = width
+        self.project = nn.ModuleList(nn.Conv2d(embed_dim, width, 1, bias=False) for embed_dim in embed_dims)
         self.levels = nn.ModuleList(
             [
                 nn.ConvTranspose2d(width, width, 4, stride=4),
@@ -88,20 +89,19 @@ class TpaSadDecoder(Decoder):
         )
         self.intra = nn.ModuleList(GatedBlock(width) for _ in range(self.num_taps))
         self.inter = nn.ModuleList(GatedBlock(width) for _ in range(self.num_taps))
-        self.to_logits = nn.Conv2d(width, num_outputs, 1)
+        self.to_logits = classifier(width, num_outputs, num_dims=2)
 
-    def native_logits(self, features: Features) -> Float[Tensor, "B K H W"]:
-        """Logits on the finest level: H / 2 of the magnified image for patch 16 and scale 8."""
+    def hidden(self, features: Features, detail: Tensor | None = None) -> Float[Tensor, "B C H W"]:
+        """The finest level: H / 2 of the magnified image for patch 16 and scale 8."""
         maps = features.maps[-self.num_taps :]
         parts = zip(maps, self.project, self.levels, self.intra, strict=True)
         pyramid = [intra(level(project(tokens))) for tokens, project, level, intra in parts]  # fine to coarse
-        x = self.inter[-1](pyramid[-1])
+        x: Tensor = self.inter[-1](pyramid[-1])
         for level, inter in zip(pyramid[-2::-1], list(self.inter)[-2::-1], strict=True):
             if x.shape[2:] != level.shape[2:]:
                 x = F.interpolate(x, size=level.shape[2:], mode="bilinear")
             x = inter(x + level)
-        logits: Tensor = self.to_logits(x)
-        return logits
+        return x
 
 
 def _check_scales(pyramid: str, scales: tuple[int, ...]) -> None:
