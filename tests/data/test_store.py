@@ -1,5 +1,6 @@
 """Crops: the voxels asked for, real neighbours, padding beyond the volume; damage is named."""
 
+import json
 import re
 import shutil
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from voxdino.core.errors import DatasetError, InputError
+from voxdino.core.safe_files import Manifest, digest_file
 from voxdino.data.loader import assemble
 from voxdino.data.sampling import Quotas, Sampler
 from voxdino.data.store import IGNORED, CaseStore, padding_values
@@ -123,3 +125,20 @@ def test_a_file_is_checked_once(places, monkeypatch):
     for _ in range(3):
         store.cut("case_1", [(0, 1), (0, 4), (0, 4)])
     assert sorted(checked) == [f"cases/case_1{suffix}" for suffix in (".image.b2nd", ".json", ".label.b2nd")]
+
+
+@pytest.mark.parametrize("change", ["a key less", "a key more"])
+def test_a_case_of_another_version_says_prepare_again(places, tmp_path, change):
+    folder = tmp_path / "prepared"
+    shutil.copytree(places, folder)
+    path = folder / "cases/case_1.json"
+    record = json.loads(path.read_text())
+    record = {**record, "new_key": 1} if change == "a key more" else {k: record[k] for k in record if k != "geometry"}
+    path.write_text(json.dumps(record))
+    files = Manifest.read(folder).files
+    Manifest({**files, "cases/case_1.json": (digest_file(path), path.stat().st_size)}).write(folder)
+    with pytest.raises(
+        DatasetError, match=r"case_1\.json: was prepared by another version .*`voxdino prepare DATASET`"
+    ):
+        CaseStore(folder).extent("case_1")
+    assert CaseStore(folder).extent("case_0").case_id == "case_0"

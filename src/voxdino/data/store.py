@@ -12,7 +12,7 @@ from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 
 from voxdino.core.arrays import ArrayFile
-from voxdino.core.errors import DatasetError, ImageError, InputError, VoxdinoError
+from voxdino.core.errors import ConfigError, DatasetError, ImageError, InputError, VoxdinoError
 from voxdino.core.records import nearest
 from voxdino.core.safe_files import Manifest
 from voxdino.data.sampling import CaseExtent, Range
@@ -140,7 +140,14 @@ class CaseStore:
             )
         path = self.folder / "cases" / f"{case_id}.json"
         self._verify(path)
-        return CaseRecord.read(path)
+        try:
+            return CaseRecord.read(path)
+        except ConfigError as error:  # undamaged, as its digest says: it was written so
+            raise DatasetError(
+                f"was prepared by another version of voxdino ({error.fact.rstrip('.')}).",
+                where=path,
+                fix="run `voxdino prepare DATASET` again: it makes all cases anew.",
+            ) from error
 
     def _read(self, case_id: str, kind: str, index: tuple[slice, ...]) -> NDArray[Any]:
         path = self.folder / "cases" / f"{case_id}.{kind}.b2nd"
