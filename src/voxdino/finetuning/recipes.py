@@ -21,7 +21,8 @@ def segdino_v2_lora() -> FinetuneConfig:
 
     Take it when the frozen recipe levels off and there is time: every step runs the whole backbone forward and
     backward, some five times the work, and pays most where images look least like photographs (CT, MR, ultrasound).
-    Batches are small, because for a given time more steps teach more than larger ones. Not in the paper; rank and targets as in DINO-Med3D stage 2 (arXiv 2606.18886).
+    Batches are small, because for a given time more steps teach more than larger ones. Not in the paper; rank and
+    targets as in DINO-Med3D stage 2 (arXiv 2606.18886).
     """
     return FinetuneConfig(
         recipe="segdino_v2_lora", adaptation="lora", learning_rate=1e-3, backbone_lr_scale=1.0, batch_size=8
