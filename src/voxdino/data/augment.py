@@ -100,14 +100,14 @@ def augment(
     assert config.flips != "auto", "resolve with for_dimensions first"
     generators = [np.random.default_rng(seed) for seed in seeds]
     affine = torch.stack(
-        [_draw_affine(rng, config, image.shape[-2:], sp) for rng, sp in zip(generators, spacing.cpu(), strict=True)]
+        [draw_affine(rng, config, image.shape[-2:], sp) for rng, sp in zip(generators, spacing.cpu(), strict=True)]
     )
-    image, label = _warp(image, label, affine.to(image.device), padding, ignore_index)
-    changed = [_change_intensity(image[i], generators[i], config) for i in range(len(image))]
+    image, label = warp(image, label, affine.to(image.device), padding, ignore_index)
+    changed = [change_intensity(image[i], generators[i], config) for i in range(len(image))]
     return torch.stack(changed), label
 
 
-def _draw_affine(rng: Generator, config: AugmentConfig, shape: Sequence[int], spacing: Tensor) -> Float[Tensor, "2 3"]:
+def draw_affine(rng: Generator, config: AugmentConfig, shape: Sequence[int], spacing: Tensor) -> Float[Tensor, "2 3"]:
     """Output -> input map in the (x, y) in [-1, 1] coordinates of `F.affine_grid`."""
     turn, scale, shift = 0.0, 1.0, (0.0, 0.0)
     draws = rng.random(6)  # always six: the later draws do not depend on whether this one changes anything
@@ -126,7 +126,7 @@ def _draw_affine(rng: Generator, config: AugmentConfig, shape: Sequence[int], sp
     return torch.tensor(np.column_stack([linear, shift]), dtype=torch.float32)
 
 
-def _warp(image: Tensor, label: Tensor, affine: Tensor, padding: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
+def warp(image: Tensor, label: Tensor, affine: Tensor, padding: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     """Resample the samples whose affine is not the identity: linear for images, nearest for labels."""
     identity = torch.eye(2, 3, device=affine.device)
     moved = (affine != identity).flatten(1).any(1).nonzero().flatten()
@@ -144,7 +144,7 @@ def _warp(image: Tensor, label: Tensor, affine: Tensor, padding: Tensor, ignore_
     return image, label
 
 
-def _change_intensity(image: Float[Tensor, "C Dk H W"], rng: Generator, config: AugmentConfig) -> Tensor:
+def change_intensity(image: Float[Tensor, "C Dk H W"], rng: Generator, config: AugmentConfig) -> Tensor:
     """Blur, low resolution, noise, brightness, contrast, gamma, each with its probability, in that order."""
     chance, strength = rng.random(6), rng.random(6)
     noise_seed = int(rng.integers(2**62))

@@ -103,18 +103,8 @@ class Sampler:
         case = self.cases[case_id]
         rng = np.random.default_rng([self.seed, 2, epoch, self._ids.index(case_id), depth])
         here = {label: voxels[voxels[:, 0] == depth] for label, voxels in case.locations.items()}
-        voxel = _foreground_voxel(here, rng) if rng.random() < self.quotas.foreground else None
-        ranges = []
-        for axis in (0, 1):
-            size, crop = case.shape[axis + 1], self.crop[axis]
-            if size <= crop and epoch == 0:
-                start = -((crop - size) // 2)
-                ranges.append((start, start + crop))
-            elif voxel is not None:
-                ranges.append(_near(int(voxel[axis + 1]), size, crop, rng))
-            else:
-                ranges.append(_anywhere(size, crop, rng))
-        return Draw(case_id, epoch, 0, ((depth, depth + 1), ranges[0], ranges[1]))
+        rows, columns = place_view(case.shape, here, self.crop, self.quotas.foreground, rng, plain=epoch == 0)
+        return Draw(case_id, epoch, 0, ((depth, depth + 1), rows, columns))
 
     def _around(self, case: CaseExtent, voxel: NDArray[Any], rng: np.random.Generator) -> tuple[Range, Range, Range]:
         first = _clip_start(int(voxel[0]) - int(rng.integers(self.slab)), case.shape[0], self.slab)
@@ -182,6 +172,33 @@ def choose_slices(extents: Sequence[CaseExtent], *, background_share: float, mar
         chosen += [(extent.case_id, int(index)) for index in sorted([*np.flatnonzero(near), *kept])]
     order = np.random.default_rng([seed, 4]).permutation(len(chosen))
     return [chosen[place] for place in order]
+
+
+def place_view(
+    shape: tuple[int, int, int],
+    locations: Mapping[int, NDArray[Any]],
+    crop: tuple[int, int],
+    foreground: float,
+    rng: np.random.Generator,
+    *,
+    plain: bool,
+) -> tuple[Range, Range]:
+    """Rows and columns of one view. plain: slices that fit the crop lie in its middle, else anywhere inside it.
+
+    foreground: share of views of larger slices that are centred near one of the `locations`.
+    """
+    voxel = _foreground_voxel(locations, rng) if rng.random() < foreground else None
+    ranges = []
+    for axis in (0, 1):
+        size, length = shape[axis + 1], crop[axis]
+        if size <= length and plain:
+            start = -((length - size) // 2)
+            ranges.append((start, start + length))
+        elif voxel is not None:
+            ranges.append(_near(int(voxel[axis + 1]), size, length, rng))
+        else:
+            ranges.append(_anywhere(size, length, rng))
+    return ranges[0], ranges[1]
 
 
 def _foreground_voxel(locations: Mapping[int, NDArray[Any]], rng: np.random.Generator) -> NDArray[Any] | None:
