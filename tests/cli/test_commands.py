@@ -46,7 +46,7 @@ def placed(args: list[str], places: dict[str, Path]) -> list[str]:
 
 
 def test_one_command_leads_from_scans_to_scores(workdir, run_folder):
-    facts = ["check.json", "fingerprint.json", "plan.json", "splits.json", "prepared/manifest.json"]
+    facts = ["check.json", "fingerprint.json", "plan.json", "splits.json", "check.png", "prepared/manifest.json"]
     results = ["run.json", "model.safetensors", "model.json", "log.jsonl", "curves.png", "scores.json", "picture.png"]
     assert all((workdir / name).is_file() for name in facts) and all((run_folder / name).is_file() for name in results)
     held_back = json.loads((workdir / "splits.json").read_text())[0]["val"]

@@ -64,6 +64,18 @@ def test_several_cases_make_several_rows_and_the_same_file_each_time(tmp_path):
     assert colours(tmp_path / "a.png").shape[0] > 2 * colours(tmp_path / "one.png").shape[0]
 
 
+def test_without_predictions_two_panels_show_where_the_labels_lie(tmp_path):
+    grid = Grid.from_spacing((12, 14, 6))
+    image, reference, prediction = case(grid)
+    overlay_grid(tmp_path / "two.png", [("a", image, reference, None)], LABELS)
+    overlay_grid(tmp_path / "three.png", [("a", image, reference, prediction)], LABELS)
+    two, three = colours(tmp_path / "two.png").astype(int), colours(tmp_path / "three.png")
+    assert two.shape[1] == pytest.approx(three.shape[1] * 2 / 3, rel=0.02)
+    half = two.shape[1] // 2
+    blue = (two[..., 2] - two[..., 0]) > 40
+    assert blue[:, half:].mean() > 0.05 and not blue[:-60, : half - 10].any()
+
+
 def test_nothing_to_show_is_still_a_picture(tmp_path):
     grid = Grid.from_spacing((12, 14, 6))
     image, reference, _ = case(grid)

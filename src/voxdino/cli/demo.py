@@ -40,7 +40,7 @@ def demo(
         workdir,
         options=ReadOptions(),
         backbone=BACKBONE,
-        settings={} if (workdir / "plan.json").is_file() else PLAN,
+        settings=PLAN,
         strict=True,
         num_workers=workers,
     )
@@ -57,4 +57,4 @@ def demo(
     if not json:
         print_road(road)
         print(NOTICE)
-    end(road.to_json(), None, as_json=json)
+    end(road.to_json(), road.error(), as_json=json)

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from voxdino.cli.findings import first_error, print_findings
 from voxdino.cli.output import counting, format_seconds, relative, say
 from voxdino.core.errors import PartialError, UsageError
@@ -13,7 +15,7 @@ from voxdino.core.io.options import ReadOptions
 from voxdino.core.safe_files import lock_folder, write_json
 from voxdino.preparation.case import Dataset, Split
 from voxdino.preparation.check import CheckReport, survey
-from voxdino.preparation.dataset import read_dataset
+from voxdino.preparation.dataset import read_case, read_dataset
 from voxdino.preparation.fingerprint import Fingerprint
 from voxdino.preparation.memory import BackboneProbe
 from voxdino.preparation.plan import Plan, make_plan
@@ -22,6 +24,9 @@ from voxdino.preparation.splits import make_splits
 
 if TYPE_CHECKING:  # torch stays out of the process that prepares
     from voxdino.finetuning.config import FinetuneConfig
+
+
+CHECK_PICTURE, MAX_PICTURED = "check.png", 4
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,24 @@ def prepare_planned(planned: Planned, workdir: Path, *, num_workers: int | None)
         summary = prepare(planned.dataset, planned.plan, workdir, num_workers=num_workers, on_progress=on_progress)
     kept = f", {summary.num_kept} were there already" if summary.num_kept else ""
     say(f"{summary.num_prepared} cases prepared in {format_seconds(summary.elapsed_s)}{kept}")
+    if not planned.kept or not (workdir / CHECK_PICTURE).is_file():
+        _draw_check(planned, workdir)
+
+
+def _draw_check(planned: Planned, workdir: Path) -> None:
+    """A few cases, image beside labels: a label map that is mirrored against its image passes every other check."""
+    from voxdino.evaluation.pictures import overlay_grid  # matplotlib
+
+    plan, cases = planned.plan, planned.dataset.cases
+    chosen = [cases[round(place)] for place in np.linspace(0, len(cases) - 1, min(MAX_PICTURED, len(cases)))]
+    rows = []
+    for case in chosen:
+        volume, reference = read_case(case, plan.read_options, plan.labels)
+        if reference is not None:
+            rows.append((case.id, volume, reference, None))
+    if rows:
+        overlay_grid(workdir / CHECK_PICTURE, rows, plan.labels, slice_axis=plan.slice_axis or "S")
+        say(f"do the labels lie where they should? See {relative(workdir / CHECK_PICTURE)}")
 
 
 def _require_own(workdir: Path, fingerprint: Fingerprint) -> None:

@@ -22,7 +22,7 @@ COLOURS = ("#56b4e9", "#e69f00", "#009e73", "#f0559b", "#f0e442", "#0072b2", "#d
 PANEL, GAP, HEADING, LEGEND = 2.6, 0.06, 0.24, 0.4  # inches
 SOFT_TISSUE = (-160.0, 240.0)  # Hounsfield units shown where the image is a CT (its air gives it away)
 
-CaseToDraw = tuple[str, Volume, LabelMap, LabelMap]  # title, image, reference, prediction
+CaseToDraw = tuple[str, Volume, LabelMap, LabelMap | None]  # title, image, reference, prediction if there is one
 
 
 def overlay_picture(
@@ -53,6 +53,8 @@ def overlay_grid(
 ) -> None:
     """A PNG of several cases: a row per slice with image | reference | prediction, with the Dice of each structure.
 
+    Where no case has a prediction: image | reference, to see whether the labels lie where they should.
+
     Slices are those that show most of the reference, turned as a DICOM viewer shows them, in true proportions.
     slice_axis: world axis that slices are stacked along (volumes).  window: file values shown black and white; default:
     the soft tissue window for CT, else the middle 99 % of the values.
@@ -65,19 +67,21 @@ def overlay_grid(
     rows = [row for case in cases for row in _rows_of(case, labels, slices_per_case, slice_axis, window)]
     names = [name for name, _ in structures(labels)]
     heights = [PANEL * min(row.size[0] / row.size[1], 1.6) for row in rows]  # inches
-    width, height = 3 * PANEL + 4 * GAP, sum(heights) + len(rows) * HEADING + LEGEND
+    num_panels = 3 if any(case[3] is not None for case in cases) else 2
+    width, height = num_panels * PANEL + (num_panels + 1) * GAP, sum(heights) + len(rows) * HEADING + LEGEND
     figure = Figure(figsize=(width, height), facecolor="white")
     FigureCanvasAgg(figure)
     top = height
     for row, row_height in zip(rows, heights, strict=True):
         top -= HEADING + row_height
         panels = ((row.title, ()), ("reference", row.reference), ("prediction", row.prediction))
-        for column, (heading, masks) in enumerate(panels):
+        for column, (heading, masks) in enumerate(panels[:num_panels]):
             left = GAP + column * (PANEL + GAP)
             axis = figure.add_axes((left / width, top / height, PANEL / width, row_height / height))
             _draw(axis, row, masks)
             axis.set_title(heading, fontsize=8, color="#333333", pad=3)
-        _write_dice(axis, row, names)
+        if row.dice:
+            _write_dice(axis, row, names)
     shown = [i for i in range(len(names)) if any(row.reference[i].any() or row.prediction[i].any() for row in rows)]
     if shown:
         patches = [Patch(color=_colour(i), label=names[i]) for i in shown[:12]]
@@ -119,13 +123,18 @@ def _rows_of(
     window: tuple[float, float] | None,
 ) -> list[_Row]:
     title, volume, reference, prediction = case
-    if not volume.grid.shape == reference.grid.shape == prediction.grid.shape:
+    label_maps = [reference] if prediction is None else [reference, prediction]
+    if any(item.grid.shape != volume.grid.shape for item in label_maps):
         raise GeometryError("image, reference and prediction have different shapes.", where=title, fix="use one grid.")
-    indices = [labels.to_indices(item.array) for item in (reference, prediction)]
-    scores = score_label_maps(indices[1], indices[0], volume.grid, labels, metrics=("dice",))
+    indices = [labels.to_indices(item.array) for item in label_maps]
+    scores = (
+        []
+        if prediction is None
+        else score_label_maps(indices[1], indices[0], volume.grid, labels, metrics=("dice",))
+    )
     geometry = slice_geometry(volume.grid, slice_axis if volume.grid.ndim == 3 else None)
     image = _to_grey(to_slices(volume.array, geometry), window)  # (D, H, W[, 3])
-    there, claimed = (to_slices(item, geometry) for item in indices)
+    there, claimed = to_slices(indices[0], geometry), to_slices(indices[-1], geometry)
     spacing = (geometry.prepared_spacing[1], geometry.prepared_spacing[2])
     members = [indices_of for _, indices_of in structures(labels)]
     rows = []
