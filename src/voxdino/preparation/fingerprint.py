@@ -177,7 +177,7 @@ def _measure_structures(
     ndim = grid.ndim
     if not ids_map.any():
         return {}, {}
-    labels = np.require(ids_map[_bounding_box(ids_map)], requirements=["C", "W"])  # cc3d takes no read-only array
+    labels = np.require(ids_map[bounding_box(ids_map)], requirements=["C", "W"])  # cc3d takes no read-only array
     components = cc3d.connected_components(labels, connectivity=26 if ndim == 3 else 8)
     statistics = cc3d.statistics(components, no_slice_conversion=True)
     sizes = statistics["voxel_counts"][1:]
@@ -204,7 +204,7 @@ def summarise_extents(num_components: int, extents: NDArray[np.float32]) -> Stru
     )
 
 
-def _bounding_box(array: NDArray[Any]) -> tuple[slice, ...]:
+def bounding_box(array: NDArray[Any]) -> tuple[slice, ...]:
     """The smallest box that holds every value that is not 0 (there is one)."""
     box = []
     for axis in range(array.ndim):

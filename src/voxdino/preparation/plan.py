@@ -25,7 +25,7 @@ DEFAULT_BACKBONE = "dinov3_vits16"
 
 Memory = Literal["measure", "skip"] | BackboneProbe
 
-_PREPARATION_VERSION = 2  # of the way cases are prepared; raise it when their content changes
+_PREPARATION_VERSION = 3  # of the way cases are prepared; raise it when their content changes
 _PREPARED_BY = (
     "ndim",
     "labels",

@@ -19,7 +19,7 @@ from voxdino.core.resample import resize_linear, resize_nearest
 from voxdino.core.safe_files import MANIFEST_NAME, Manifest, digest_file, lock_folder, sweep_temporary
 from voxdino.core.volume import LabelMap, Volume
 from voxdino.preparation.case import Case, Dataset
-from voxdino.preparation.case_record import CaseRecord, foreground_slices, pack_locations
+from voxdino.preparation.case_record import CaseRecord, foreground_slices, pack_lesions, pack_locations
 from voxdino.preparation.check import Progress
 from voxdino.preparation.dataset import read_case
 from voxdino.preparation.fingerprint import Fingerprint, voxels_per_value
@@ -262,6 +262,9 @@ def _prepare_one(item: _Item) -> _Written:
         arrays[f"{case.id}.label{ARRAY_SUFFIX}"] = prepared.label
     for name, array in arrays.items():
         write_array(folder / name, array, chunk=_chunk(array, item.plan))
+    num_lesions, lesions = (
+        ({}, {}) if prepared.label is None else pack_lesions(case.id, prepared.label, item.plan.labels)
+    )
     record = CaseRecord(
         id=case.id,
         preparation_digest=digest,
@@ -271,7 +274,9 @@ def _prepare_one(item: _Item) -> _Written:
         files={name: digest_file(folder / name) for name in arrays},
         num_voxels={} if prepared.label is None else voxels_per_value(prepared.label),
         foreground_slices=() if prepared.label is None else foreground_slices(prepared.label, item.plan.labels),
+        num_lesions=num_lesions,
         packed_locations={} if prepared.label is None else pack_locations(case.id, prepared.label, item.plan.labels),
+        packed_lesions=lesions,
     ).sealed()
     record.write(record_path)
     return _Written(_listed(folder, record_path, record), is_kept=False)
