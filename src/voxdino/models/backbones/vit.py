@@ -5,9 +5,9 @@ code (tests/parity). Parameter names are those of the official files.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from voxdino.core.errors import ConfigError
 from voxdino.core.records import Record
+from voxdino.models.backbones.base import Ability, Backbone
 from voxdino.models.backbones.blocks import Block, FfnKind
 from voxdino.models.backbones.rope import RopeDtype, RotaryPositions, Rotation
 from voxdino.models.features import Features
@@ -32,6 +33,7 @@ class ViTConfig(Record):
     local_cls_norm:   the file holds a norm used only in self-supervised training; kept, never used in forward.
     norm_eps:         1e-5 in DINOv3 releases, 1e-6 in MedDINOv3 and DINOv2.
     layer_scale_init: where LayerScale starts when weights are random.
+    in_planes:        channels of an image; 3 in all published weights, others by `ViT.widen_input`.
     """
 
     family: Literal["dinov3", "dinov2"] = "dinov3"
@@ -50,6 +52,7 @@ class ViTConfig(Record):
     rope_base: PositiveFloat = 100.0
     rope_dtype: RopeDtype = "float32"
     position_grid: tuple[PositiveInt, PositiveInt] | None = None
+    in_planes: PositiveInt = 3
 
     @model_validator(mode="after")
     def _fits(self) -> "ViTConfig":
@@ -79,8 +82,8 @@ def default_taps(depth: int) -> tuple[int, ...]:
     return tuple(math.ceil(depth * quarter / 4) - 1 for quarter in (1, 2, 3, 4))
 
 
-class ViT(nn.Module):
-    """Images (B, 3, H, W), sides a multiple of the patch, to features of chosen blocks.
+class ViT(Backbone):
+    """Images (B, in_planes, H, W), sides a multiple of the patch, to features of chosen blocks.
 
     Three training options, off until set: `gradient_checkpointing` (recompute blocks in the backward pass),
     `drop_path` (share of images that skip a branch) and `rope_rescale` (DINOv3's position augmentation: coordinates
@@ -88,19 +91,20 @@ class ViT(nn.Module):
     even of a frozen encoder; ours only where asked, and never in eval mode).
     """
 
+    abilities: ClassVar[frozenset[Ability]] = frozenset(
+        ("lora", "depth_adapter", "drop_path", "rope_rescale", "gradient_checkpointing")
+    )
+    config: ViTConfig
+
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         self.config = config
         self.embed_dim, self.depth, self.patch_size = config.embed_dim, config.depth, config.patch_size
-        self.gradient_checkpointing = False
-        self.drop_path = 0.0
-        self.rope_rescale: float | None = None
-
         dim = config.embed_dim
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         self.storage_tokens = nn.Parameter(torch.empty(1, config.num_registers, dim)) if config.num_registers else None
         self.mask_token = nn.Parameter(torch.empty(1, dim))
-        self.patch_embed = nn.ModuleDict({"proj": nn.Conv2d(3, dim, config.patch_size, config.patch_size)})
+        self.patch_embed = nn.ModuleDict({"proj": _patch_embedding(config)})
         self.rope_embed: RotaryPositions | None = None
         self.pos_embed: nn.Parameter | None = None
         if config.position_grid is None:
@@ -127,25 +131,30 @@ class ViT(nn.Module):
 
     def forward(
         self,
-        images: Float[Tensor, "B 3 H W"],
+        images: Float[Tensor, "B P H W"],
         *,
         masks: Bool[Tensor, "B N"] | None = None,
         taps: Sequence[int] | None = None,
         tap_norm: bool = True,
+        num_slices: int = 1,
+        images_at_once: int | None = None,
     ) -> Features:
         """Features of the blocks in `taps` (0-based; default: `default_taps`), shallow to deep.
 
-        masks:    patches to replace by the mask token, row by row.
-        tap_norm: apply the final LayerNorm to every tap (SegDINO, MedDINOv3) or leave them raw (DINO-Med3D).
+        masks:      patches to replace by the mask token, row by row.
+        tap_norm:   apply the final LayerNorm to every tap (SegDINO, MedDINOv3) or leave them raw (DINO-Med3D).
+        num_slices: images that are slices of one case, side by side, for the depth adapters.
+        images_at_once: so many go through a block at a time, all through its depth adapter: the same result with the
+                    activations of few images inside blocks (in training: together with gradient_checkpointing).
         """
-        chosen = default_taps(self.depth) if taps is None else tuple(taps)
-        if not chosen or not all(0 <= tap < self.depth for tap in chosen):
-            raise ConfigError(
-                f"taps {chosen} do not fit a backbone of {self.depth} blocks",
-                fix=f"choose from 0 to {self.depth - 1}, e.g. {default_taps(self.depth)}.",
-            )
+        chosen = self._chosen(taps)
         grid = self._grid(images)
-        outputs = self._run_blocks(images, grid, masks, keep={*chosen, self.depth - 1})
+        if len(images) % num_slices:
+            fix = "give whole cases, all with the same number of slices."
+            raise ConfigError(f"{len(images)} images are no cases of {num_slices} slices", fix=fix)
+        outputs = self._run_blocks(
+            images, grid, masks, keep={*chosen, self.depth - 1}, num_slices=num_slices, at_once=images_at_once
+        )
         maps = []
         for tap in chosen:
             patches = outputs[tap][:, 1 + self.config.num_registers :]
@@ -156,39 +165,89 @@ class ViT(nn.Module):
         cls_token = self.norm(outputs[self.depth - 1][:, 0])
         return Features(tuple(maps), cls_token, (self.patch_size, self.patch_size))
 
-    def tokens(self, images: Float[Tensor, "B 3 H W"], *, masks: Bool[Tensor, "B N"] | None = None) -> Tokens:
+    def default_taps(self) -> tuple[int, ...]:
+        return default_taps(self.depth)
+
+    def embed_dims(self, taps: Sequence[int]) -> tuple[int, ...]:
+        return (self.embed_dim,) * len(taps)
+
+    def tail(self, num_parts: int) -> tuple[nn.Module, ...]:
+        return (*self.blocks[self.depth - num_parts :], self.norm) if num_parts else ()
+
+    def level(self, name: str) -> int:
+        first, _, rest = name.partition(".")
+        return int(rest.partition(".")[0]) if first == "blocks" else self.depth - 1 if first == "norm" else -1
+
+    def idle_parameters(self) -> tuple[nn.Parameter, ...]:
+        """The mask token and the norm of self-supervised training."""
+        return (self.mask_token, *(() if self.local_cls_norm is None else self.local_cls_norm.parameters()))
+
+    def tokens(self, images: Float[Tensor, "B P H W"], *, masks: Bool[Tensor, "B N"] | None = None) -> Tokens:
         """Class token, registers and patches (row by row) after the final norm."""
         last = self.depth - 1
         x = self.norm(self._run_blocks(images, self._grid(images), masks, keep={last})[last])
         cls, registers, patches = x.split((1, self.config.num_registers, x.shape[1] - 1 - self.config.num_registers), 1)
         return Tokens(cls[:, 0], registers, patches)
 
-    def _grid(self, images: Tensor) -> tuple[int, int]:
-        height, width = images.shape[2:]
-        if height % self.patch_size or width % self.patch_size or not height or not width:
+    @torch.no_grad()
+    def widen_input(self, num_planes: int) -> None:
+        """Let the patch embedding read `num_planes` (odd, 3 or more) slices and train, whatever else is frozen.
+
+        It starts as the pretrained one: its three planes go to the central three slices (previous, current, next), the
+        others start at zero. This is the learned multi-slice embedding that DINO-Med3D's first stage claims
+        (arXiv 2606.18886); its release has only fixed neighbours in the three planes (dossier 1.3).
+        """
+        if self.config.in_planes not in (3, num_planes) or num_planes < 3 or num_planes % 2 == 0:
             raise ConfigError(
-                f"images of {height} x {width} pixels are no multiple of the backbone's patch of {self.patch_size}",
-                fix=f"resize or pad them to a multiple of {self.patch_size}.",
+                f"a patch embedding of {self.config.in_planes} planes cannot be made one of {num_planes}",
+                fix="start from one of 3; give an odd number from 3.",
             )
-        return height // self.patch_size, width // self.patch_size
+        old = self.patch_embed["proj"]
+        assert isinstance(old, nn.Conv2d) and old.bias is not None
+        if num_planes != self.config.in_planes:
+            self.config = self.config.model_copy(update={"in_planes": num_planes})
+            wide = _patch_embedding(self.config).to(old.weight)
+            first = num_planes // 2 - 1
+            wide.weight.zero_()
+            wide.weight[:, first : first + 3] = old.weight
+            wide.bias = old.bias
+            self.patch_embed["proj"] = wide
+        self.patch_embed.requires_grad_(True)
 
     def _run_blocks(
-        self, images: Tensor, grid: tuple[int, int], masks: Tensor | None, keep: set[int]
+        self,
+        images: Tensor,
+        grid: tuple[int, int],
+        masks: Tensor | None,
+        keep: set[int],
+        num_slices: int = 1,
+        at_once: int | None = None,
     ) -> dict[int, Tensor]:
         x = self._embed(images, grid, masks)
         rotation = self._rotation(grid)
         kept: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks):
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, rotation, self.drop_path, use_reentrant=False)
+            if at_once is None or at_once >= len(x):
+                x = self._run(block, x, rotation, self.drop_path, num_slices)
             else:
-                x = block(x, rotation, self.drop_path)
+                parts = [self._run(block.within_slices, part, rotation, self.drop_path) for part in x.split(at_once)]
+                x = self._run(block.across_slices, torch.cat(parts), num_slices)
             if index in keep:
                 kept[index] = x
         return kept
 
+    def _run(self, layer: Callable[..., Tensor], x: Tensor, *settings: Any) -> Tensor:
+        """The layer's output; under gradient checkpointing its activations are computed again when needed."""
+        if self.gradient_checkpointing and torch.is_grad_enabled():
+            recomputed: Tensor = checkpoint(layer, x, *settings, use_reentrant=False)
+            return recomputed
+        return layer(x, *settings)
+
     def _embed(self, images: Tensor, grid: tuple[int, int], masks: Tensor | None) -> Tensor:
         """Class token, registers, patches; learned positions added to the class token and the patches."""
+        if images.shape[1] != self.config.in_planes:
+            told = f"images have {images.shape[1]} planes, but the backbone reads {self.config.in_planes}"
+            raise ConfigError(told, fix="choose an input builder that makes as many, or call widen_input.")
         patches = self.patch_embed["proj"](images).flatten(2).transpose(1, 2)  # (B, N, E)
         if masks is not None:
             patches = torch.where(masks[..., None], self.mask_token.to(patches.dtype), patches)
@@ -243,3 +302,7 @@ class ViT(nn.Module):
             vit = cls(config)
         vit.load_state_dict(state, strict=True, assign=True)
         return vit.eval()
+
+
+def _patch_embedding(config: ViTConfig) -> nn.Conv2d:
+    return nn.Conv2d(config.in_planes, config.embed_dim, config.patch_size, config.patch_size)
