@@ -93,7 +93,10 @@ class LayerScale(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each after a LayerNorm, scaled, and added to its input."""
+    """Attention and feed-forward, each after a LayerNorm, scaled, and added to its input.
+
+    depth_adapter: None, or what `add_depth_adapters` put there; it adds what a token learns from neighbouring slices.
+    """
 
     def __init__(
         self,
@@ -114,11 +117,25 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=norm_eps)
         self.mlp: nn.Module = Mlp(dim, ffn_hidden) if ffn == "mlp" else SwiGlu(dim, ffn_hidden)
         self.ls2 = LayerScale(dim, layer_scale_init)
+        self.depth_adapter: nn.Module | None = None
 
     def forward(
+        self, x: Float[Tensor, "B N E"], rotation: Rotation | None, drop_path: float = 0.0, num_slices: int = 1
+    ) -> Float[Tensor, "B N E"]:
+        """drop_path: the share of images that skip each of the two branches (used while training only).
+
+        num_slices: images that are slices of one case, side by side; only a depth adapter asks.
+        """
+        return self.across_slices(self.within_slices(x, rotation, drop_path), num_slices)
+
+    def across_slices(self, x: Float[Tensor, "B N E"], num_slices: int) -> Float[Tensor, "B N E"]:
+        """The depth adapter alone, which must see all slices of a case at once."""
+        return x if self.depth_adapter is None else x + self.depth_adapter(x, num_slices)
+
+    def within_slices(
         self, x: Float[Tensor, "B N E"], rotation: Rotation | None, drop_path: float = 0.0
     ) -> Float[Tensor, "B N E"]:
-        """`drop_path`: the share of images that skip each of the two branches (used while training only)."""
+        """Attention and feed-forward, in which every image is alone."""
         rate = drop_path if self.training else 0.0
         rows = _kept_rows(x, rate)
         x = _add(x, self.ls1(self.attn(self.norm1(_take(x, rows)), rotation)), rows)
