@@ -1,15 +1,16 @@
 """Which crop is a sample: draws that depend on nothing but (seed, epoch, index), so resuming repeats them."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
 from voxdino.core.records import Record
+from voxdino.preparation.case_record import Lesion
 
 Range = tuple[int, int]  # first voxel and one past the last, along one axis
 Slice = tuple[str, int]  # case id, index of the slice
@@ -21,12 +22,17 @@ class Quotas(Record):
     foreground: share of samples centred near a voxel of a class drawn evenly over the classes the case has. Default
                 0.5: a third (nnU-Net) leaves few structure pixels where they are small against the crop.
     empty:      share of samples from slices without any foreground, which teach where to stop along the slice axis.
+    by:         what a foreground sample is centred near. "voxel": any voxel of the class, so that large structures come
+                most often. "lesion": a connected component of the class, drawn evenly, then a voxel of it, so that a
+                lesion of ten voxels comes as often as one of ten thousand (as does a slip of the annotator's pen).
 
-    A pool of cached features has fixed crops: there both are shares of slices with and without foreground.
+    A pool of cached features has fixed crops: there both are shares of slices with and without foreground, and "lesion"
+    takes the records that hold a lesion drawn evenly.
     """
 
     foreground: float = Field(default=0.5, ge=0, le=1)
     empty: float = Field(default=0.1, ge=0, le=1)
+    by: Literal["voxel", "lesion"] = "voxel"
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,16 +42,36 @@ class CaseExtent:
     shape:             (D, H, W) prepared voxels.
     locations:         class index -> (n, 3) voxels (z, y, x) of that class, drawn evenly (of large structures not all).
     foreground_slices: indices of all slices that hold any foreground, ascending.
+    lesions:           class index -> its connected components (of very many a fair share).
     """
 
     case_id: str
     shape: tuple[int, int, int]
     locations: Mapping[int, NDArray[Any]]
     foreground_slices: tuple[int, ...]
+    lesions: Mapping[int, Sequence[Lesion]] = field(default_factory=dict)
 
     def empty_slices(self) -> NDArray[Any]:
         """Indices of the other slices, ascending."""
         return np.setdiff1d(np.arange(self.shape[0]), self.foreground_slices)
+
+    def candidates(
+        self, quotas: Quotas, rng: np.random.Generator, *, depth: int | None = None
+    ) -> Mapping[int, NDArray[Any]]:
+        """Per class, the voxels that a foreground sample may lie around: all known ones, or those of a drawn lesion.
+
+        depth: only voxels of that slice; a class none of whose lesions is known to have any keeps its locations there.
+        """
+
+        def inside(voxels: NDArray[Any]) -> NDArray[Any]:
+            return voxels if depth is None else voxels[voxels[:, 0] == depth]
+
+        found = {label: inside(voxels) for label, voxels in self.locations.items()}
+        for label in sorted(self.lesions) if quotas.by == "lesion" else ():
+            lesions = [voxels for lesion in self.lesions[label] if len(voxels := inside(lesion.voxels))]
+            if lesions:
+                found[label] = lesions[int(rng.integers(len(lesions)))]
+        return found
 
 
 @dataclass(frozen=True)
@@ -83,7 +109,8 @@ class Sampler:
         case = self.cases[self._ids[self._order(epoch, turn)[place]]]
         rng = np.random.default_rng([self.seed, 1, epoch, index])
         kind = rng.random()
-        if kind < self.quotas.foreground and (voxel := _foreground_voxel(case.locations, rng)) is not None:
+        wanted = case.candidates(self.quotas, rng) if kind < self.quotas.foreground else {}
+        if (voxel := _foreground_voxel(wanted, rng)) is not None:
             return Draw(case.case_id, epoch, index, self._around(case, voxel, rng))
         empty = self._empty[case.case_id]
         if kind >= 1 - self.quotas.empty and len(empty):
@@ -102,7 +129,7 @@ class Sampler:
         """
         case = self.cases[case_id]
         rng = np.random.default_rng([self.seed, 2, epoch, self._ids.index(case_id), depth])
-        here = {label: voxels[voxels[:, 0] == depth] for label, voxels in case.locations.items()}
+        here = case.candidates(self.quotas, rng, depth=depth)
         rows, columns = place_view(case.shape, here, self.crop, self.quotas.foreground, rng, plain=epoch == 0)
         return Draw(case_id, epoch, 0, ((depth, depth + 1), rows, columns))
 
@@ -119,21 +146,33 @@ class PoolSampler:
     """Draws samples from a pool of records; sample n depends on nothing but (seed, n).
 
     The quotas are spread evenly, so every batch has them. Within a kind (foreground, empty, any) all records are drawn
-    once, in random order, before any comes again.
+    once, in random order, before any comes again. By lesion, the classes take turns in the foreground kind, and so do
+    the lesions of a class, in random order; of a lesion's records any may come.
+
+    lesions: per class, per lesion, the places of the records that hold it (`records_of_lesions`); used by lesion only.
     """
 
-    def __init__(self, has_foreground: Sequence[bool], quotas: Quotas, seed: int) -> None:
+    def __init__(
+        self,
+        has_foreground: Sequence[bool],
+        quotas: Quotas,
+        seed: int,
+        lesions: Sequence[Sequence[NDArray[np.int64]]] = (),
+    ) -> None:
         held = np.asarray(has_foreground, dtype=bool)
         self._kinds = (np.flatnonzero(held), np.flatnonzero(~held), np.arange(len(held)))
         self._foreground = quotas.foreground if held.any() else 0.0
         left = 1 - self._foreground
         self._empty = min(1.0, quotas.empty / left) if left and not held.all() else 0.0  # of what foreground leaves
         self._seed = seed
+        self._lesions = [of_class for of_class in lesions if of_class] if quotas.by == "lesion" else []
         self._order = lru_cache(maxsize=12)(self._shuffled)
 
     def draw(self, number: int) -> int:
         """The place in the pool of sample `number`."""
         chosen, num_foreground = _is_chosen(number, self._foreground)
+        if chosen and self._lesions:
+            return self._take_lesion(num_foreground)
         if chosen:
             return self._take(0, num_foreground)
         number -= num_foreground
@@ -143,6 +182,13 @@ class PoolSampler:
     def _take(self, kind: int, number: int) -> int:
         turn, place = divmod(number, len(self._kinds[kind]))
         return int(self._kinds[kind][self._order(kind, turn)[place]])
+
+    def _take_lesion(self, number: int) -> int:
+        turn, label = divmod(number, len(self._lesions))
+        lesions = self._lesions[label]
+        turn, place = divmod(turn, len(lesions))
+        order = np.random.default_rng([self._seed, 10, label, turn]).permutation(len(lesions))
+        return int(np.random.default_rng([self._seed, 11, number]).choice(lesions[order[place]]))
 
     def _shuffled(self, kind: int, turn: int) -> NDArray[np.int64]:
         return np.random.default_rng([self._seed, 5, kind, turn]).permutation(len(self._kinds[kind]))
@@ -172,6 +218,27 @@ def choose_slices(extents: Sequence[CaseExtent], *, background_share: float, mar
         chosen += [(extent.case_id, int(index)) for index in sorted([*np.flatnonzero(near), *kept])]
     order = np.random.default_rng([seed, 4]).permutation(len(chosen))
     return [chosen[place] for place in order]
+
+
+def records_of_lesions(cases: Sequence[CaseExtent], draws: Sequence[Draw]) -> list[list[NDArray[np.int64]]]:
+    """Per class, per lesion of any case: the places in `draws` (one per record) whose box meets that of the lesion.
+
+    Lesions that no record holds are left out.
+    """
+    places: dict[str, list[int]] = {}
+    for place, draw in enumerate(draws):
+        places.setdefault(draw.case_id, []).append(place)
+    found: dict[int, list[NDArray[np.int64]]] = {}
+    for case in sorted(cases, key=lambda case: case.case_id):
+        mine = np.array(places.get(case.case_id, []), dtype=np.int64)
+        boxes = np.array([draws[place].box for place in mine]).reshape(-1, 3, 2)
+        for label, lesions in case.lesions.items():
+            for lesion in lesions:
+                box = np.array(lesion.box)
+                meets = ((boxes[:, :, 0] < box[:, 1]) & (boxes[:, :, 1] > box[:, 0])).all(axis=1)
+                if meets.any():
+                    found.setdefault(label, []).append(mine[meets])
+    return [found[label] for label in sorted(found)]
 
 
 def place_view(

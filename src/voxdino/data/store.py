@@ -78,11 +78,10 @@ class CaseStore:
 
     def extent(self, case_id: str) -> CaseExtent:
         """What the sampler needs of a case."""
-        locations = {
-            int(label): np.asarray(voxels, dtype=np.int64).reshape(-1, 3)
-            for label, voxels in self.record(case_id).locations.items()
-        }
-        return CaseExtent(case_id, self.shape(case_id), locations, self.record(case_id).foreground_slices)
+        record = self.record(case_id)
+        locations = {int(label): voxels for label, voxels in record.locations.items()}
+        lesions = {int(label): components for label, components in record.lesions.items()}
+        return CaseExtent(case_id, self.shape(case_id), locations, record.foreground_slices, lesions)
 
     def read_image(self, case_id: str, box: Sequence[Range]) -> NDArray[Any]:
         """(C, d, h, w) file values of a box inside the volume; not to be written to."""
