@@ -137,23 +137,23 @@ class Block(nn.Module):
     ) -> Float[Tensor, "B N E"]:
         """Attention and feed-forward, in which every image is alone."""
         rate = drop_path if self.training else 0.0
-        rows = _kept_rows(x, rate)
-        x = _add(x, self.ls1(self.attn(self.norm1(_take(x, rows)), rotation)), rows)
-        rows = _kept_rows(x, rate)
-        return _add(x, self.ls2(self.mlp(self.norm2(_take(x, rows)))), rows)
+        rows = kept_rows(x, rate)
+        x = add_rows(x, self.ls1(self.attn(self.norm1(take_rows(x, rows)), rotation)), rows)
+        rows = kept_rows(x, rate)
+        return add_rows(x, self.ls2(self.mlp(self.norm2(take_rows(x, rows)))), rows)
 
 
-def _kept_rows(x: Tensor, rate: float) -> Tensor | None:
+def kept_rows(x: Tensor, rate: float) -> Tensor | None:
     """Images that go through a branch; None: all. Leaving the others out saves their arithmetic."""
     num_kept = max(1, round(len(x) * (1 - rate)))
     return None if num_kept == len(x) else torch.randperm(len(x), device=x.device)[:num_kept]
 
 
-def _take(x: Tensor, rows: Tensor | None) -> Tensor:
+def take_rows(x: Tensor, rows: Tensor | None) -> Tensor:
     return x if rows is None else x[rows]
 
 
-def _add(x: Tensor, branch: Tensor, rows: Tensor | None) -> Tensor:
+def add_rows(x: Tensor, branch: Tensor, rows: Tensor | None) -> Tensor:
     """x plus the branch; a branch of only some images is scaled up, so that its expectation stays."""
     if rows is None:
         return x + branch
