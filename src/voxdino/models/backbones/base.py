@@ -50,11 +50,13 @@ class Backbone(nn.Module, ABC):
         taps: Sequence[int] | None = None,
         tap_norm: bool = True,
         num_slices: int = 1,
+        images_at_once: int | None = None,
     ) -> Features:
         """Features of the parts in `taps` (default: `default_taps`), shallow to deep.
 
-        tap_norm:   apply the final norm to every tap that it fits, or leave them raw.
-        num_slices: so many images in a row are the slices of one volume; read by depth adapters only.
+        tap_norm:       apply the final norm to every tap that it fits, or leave them raw.
+        num_slices:     so many images in a row are the slices of one volume; read by depth adapters only.
+        images_at_once: bounds the memory; the result is the same.
         Errors: ConfigError for taps it does not have, sides that are no multiple of the patch.
         """
 
