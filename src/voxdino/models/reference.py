@@ -15,6 +15,8 @@ from torch import Tensor
 from voxdino.core.errors import InputError
 from voxdino.core.safe_files import read_json
 from voxdino.models.backbones.vit import ViT
+from voxdino.models.decoders.primus import PrimusDecoder, from_meddinov3_decoder
+from voxdino.models.decoders.segdino_v1 import SegdinoV1Decoder, from_segdino_v1
 from voxdino.models.decoders.tpa_sad import TpaSadDecoder, from_segdino_v2
 from voxdino.models.features import Features
 from voxdino.models.layouts import convert
@@ -94,17 +96,42 @@ def _hugging_face_vit(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -
     yield tokens[:, 0], tensors["output.pooler_output"]
 
 
+def _segdino_v1(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    features = _tap_features(tensors, facts)
+    decoder = SegdinoV1Decoder(
+        embed_dims=tuple(one.shape[1] for one in features.maps),
+        num_outputs=int(facts["num_classes"]),
+        decoder_width=int(facts["features"]),
+        projections=tuple(facts["out_channels"]),
+        head_form="release",
+    )
+    decoder.load_state_dict(from_segdino_v1(_weights(tensors)))
+    yield decoder.native_logits(features), tensors["output.decoder"]
+    yield decoder(features), tensors["output.logits"]
+
+
+def _meddinov3(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    features = _tap_features(tensors, facts)
+    embed_dims = tuple(one.shape[1] for one in features.maps)
+    decoder = PrimusDecoder(embed_dims=embed_dims, num_outputs=int(facts["num_classes"]))
+    decoder.load_state_dict(from_meddinov3_decoder(_weights(tensors)))
+    yield decoder(features), tensors["output.logits"]
+
+
+def _tap_features(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Features:
+    """Four stored taps, as tokens (B, N, E) or as maps, as Features."""
+    taps = [tensors[f"input.tap{i}"] for i in range(4)]
+    maps = tuple(t.transpose(1, 2).reshape(*t.shape[::2], *facts["grid"]) if t.ndim == 3 else t for t in taps)
+    return Features(maps, maps[-1].mean(dim=(2, 3)), (16, 16))
+
+
 def _segdino_v2(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
-    maps = tuple(
-        tensors[f"input.tap{i}"].transpose(1, 2).reshape(len(tensors["input.tap0"]), -1, *facts["grid"])
-        for i in range(TpaSadDecoder.num_taps)
-    )  # (B, E, h, w) each
-    embed_dims = tuple(one.shape[1] for one in maps)
+    features = _tap_features(tensors, facts)
+    embed_dims = tuple(one.shape[1] for one in features.maps)
     decoder = TpaSadDecoder(
         embed_dims=embed_dims, num_outputs=int(facts["num_classes"]), decoder_width=int(facts["channels"])
     )
     decoder.load_state_dict(from_segdino_v2(_weights(tensors)))
-    features = Features(maps, maps[-1].mean(dim=(2, 3)), (16, 16))
     yield decoder.native_logits(features), tensors["output.decoder"]
     yield decoder(features), tensors["output.logits"]
 
@@ -118,6 +145,8 @@ CASES: dict[str, Case] = {
     "timm_dinov2_vit": _timm_vit,
     "hf_dinov3_vit": _hugging_face_vit,
     "segdino_v2_decoder": _segdino_v2,
+    "segdino_v1_head": _segdino_v1,
+    "meddinov3_decoder": _meddinov3,
 }
 
 

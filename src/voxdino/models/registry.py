@@ -9,6 +9,8 @@ from voxdino.models.backbones.vit import ViTConfig
 from voxdino.models.backbones.vit import default_taps as default_taps
 from voxdino.models.decoders.base import Decoder
 from voxdino.models.decoders.linear import LinearDecoder
+from voxdino.models.decoders.primus import PrimusDecoder, SingleTapPrimusDecoder
+from voxdino.models.decoders.segdino_v1 import SegdinoV1Decoder
 from voxdino.models.decoders.tpa_sad import TpaSadDecoder
 from voxdino.models.inputs import Channels, InputBuilder, Neighbours, Repeat, Rgb, Windows
 
@@ -73,6 +75,9 @@ BACKBONES: dict[str, ViTConfig] = {
 DECODERS: dict[str, type[Decoder]] = {
     "linear": LinearDecoder,
     "tpa_sad": TpaSadDecoder,
+    "segdino_v1": SegdinoV1Decoder,
+    "primus": PrimusDecoder,
+    "primus_single": SingleTapPrimusDecoder,
 }
 
 INPUT_BUILDERS: dict[str, type[InputBuilder]] = {
