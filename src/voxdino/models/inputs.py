@@ -1,9 +1,10 @@
-"""Input builders: the model's channels and slices, made into the three-channel images a backbone reads.
+"""Input builders: the model's channels and slices, made into the images of three planes or more that a backbone reads.
 
 Each takes normalised crops (B, C, D + 2 k, H, W), k = `context_slices`, and returns one image per slice,
-(B * D, 3, H, W), the slices of a case side by side.
+(B * D, P, H, W), the slices of a case side by side; P = `num_planes`.
 """
 
+import re
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
@@ -16,9 +17,17 @@ from voxdino.core.errors import ConfigError
 
 
 class InputBuilder(nn.Module, ABC):
-    """Interface. `trainable`: it has weights of its own, so that features cannot be computed once and kept."""
+    """Interface.
+
+    context_slices:   slices it reads before and after each.
+    num_planes:       planes of the images it makes.
+    learns_embedding: it needs a patch embedding of its own, which trains (`ViT.widen_input`).
+    trainable:        that, or it has weights itself: features cannot be computed once and kept.
+    """
 
     context_slices: ClassVar[int] = 0
+    num_planes: ClassVar[int] = 3
+    learns_embedding: ClassVar[bool] = False
     trainable: bool = False
 
     def __init__(self, num_channels: int) -> None:
@@ -26,13 +35,12 @@ class InputBuilder(nn.Module, ABC):
         self.num_channels = num_channels
 
     @abstractmethod
-    def forward(self, image: Float[Tensor, "B C D H W"]) -> Float[Tensor, "S 3 H W"]:
+    def forward(self, image: Float[Tensor, "B C D H W"]) -> Float[Tensor, "S P H W"]:
         """One image per slice."""
 
     def _refuse(self, wanted: str, fix: str) -> ConfigError:
-        return ConfigError(
-            f"input builder {type(self).__name__.lower()!r} takes {wanted}, the plan has {self.num_channels}", fix=fix
-        )
+        name = re.sub(r"(\d)", r"_\1", type(self).__name__.lower())  # as in the registry
+        return ConfigError(f"input builder {name!r} takes {wanted}, the plan has {self.num_channels}", fix=fix)
 
 
 class Repeat(InputBuilder):
@@ -74,6 +82,38 @@ class Neighbours(InputBuilder):
 
     def forward(self, image: Float[Tensor, "B 1 D H W"]) -> Float[Tensor, "S 3 H W"]:
         return _slices(torch.cat((image[:, :, :-2], image[:, :, 1:-1], image[:, :, 2:]), dim=1))
+
+
+class Slices3(InputBuilder):
+    """One channel; three slices as three planes of a patch embedding that is trained with the model.
+
+    The multi-slice embedding of DINO-Med3D's first stage as its paper claims it (arXiv 2606.18886). Its release has
+    none: there the fixed, pretrained embedding sees the neighbours as colours, which is the builder "neighbours", and
+    where this one starts.
+    """
+
+    context_slices = 1
+    num_planes = 3
+    learns_embedding = True
+    trainable = True
+
+    def __init__(self, num_channels: int) -> None:
+        super().__init__(num_channels)
+        if num_channels != 1:
+            raise self._refuse("1 channel", "use 'channels' or 'windows', which read single slices.")
+
+    def forward(self, image: Float[Tensor, "B 1 D H W"]) -> Float[Tensor, "S P H W"]:
+        return image[:, 0].unfold(1, self.num_planes, 1).movedim(-1, 2).flatten(0, 1)
+
+
+class Slices5(Slices3):
+    """One channel; five slices as five planes of a patch embedding that is trained with the model.
+
+    The outer two start without effect; see "slices_3".
+    """
+
+    context_slices = 2
+    num_planes = 5
 
 
 class Channels(InputBuilder):

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (N, K, H, W), class indices (N, H, W) -> scalar
 
 SMOOTH = 1e-5
+ABSENT_MASS = 10.0  # voxels; below it DINO-Med3D counts an absent class as found
 
 
 def dice_cross_entropy(
@@ -20,6 +21,26 @@ def dice_cross_entropy(
     Dice is pooled over the batch, averaged over the foreground classes (1 ..) that the batch holds; cross-entropy alone
     speaks for absent ones, whose Dice is 0 whatever the model does. All voxels ignored: 0, with a gradient of 0.
     """
+    cross_entropy, overlap, predicted, present = _count(logits, labels, ignore_index)
+    return cross_entropy + _one_minus_dice(overlap[1:], predicted[1:], present[1:])
+
+
+def dinomed3d(
+    logits: Float[Tensor, "N K *spatial"], labels: Int[Tensor, "N *spatial"], *, ignore_index: int
+) -> Float[Tensor, ""]:
+    """0.2 mean cross-entropy + 0.8 (1 - soft Dice), as released with DINO-Med3D (arXiv 2606.18886; dossier 1.5).
+
+    Dice is pooled over the batch, averaged over all foreground classes; one that the batch does not hold counts 1 while
+    the probabilities for it sum to less than 10 voxels, and nearly 0 beyond. Ignored voxels count nowhere.
+    """
+    cross_entropy, overlap, predicted, present = _count(logits, labels, ignore_index)
+    dice = (2 * overlap + SMOOTH) / (predicted + present + SMOOTH)
+    dice = torch.where((present == 0) & (predicted < ABSENT_MASS), 1, dice)
+    return 0.2 * cross_entropy + 0.8 * (1 - dice[1:].mean())
+
+
+def _count(logits: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean cross-entropy; probabilities of a class where it is, everywhere, and its voxels, (K,) each, batch-pooled."""
     num_classes = logits.shape[1]
     valid = labels != ignore_index  # (N, *spatial)
     safe = torch.where(valid, labels, 0)
@@ -28,12 +49,11 @@ def dice_cross_entropy(
     cross_entropy = -torch.where(valid, log_true, 0).sum() / valid.sum().clamp(min=1)
 
     probs = log_probs.exp() * valid.unsqueeze(1)
-    axes = [0, *range(2, logits.ndim)]
-    predicted = probs.sum(axes)  # (K,)
+    predicted = probs.sum([0, *range(2, logits.ndim)])  # (K,)
     flat, weight = safe.flatten(), valid.flatten().to(probs.dtype)
     overlap = probs.new_zeros(num_classes).index_add(0, flat, log_true.exp().flatten() * weight)
     present = probs.new_zeros(num_classes).index_add(0, flat, weight)
-    return cross_entropy + _one_minus_dice(overlap[1:], predicted[1:], present[1:])
+    return cross_entropy, overlap, predicted, present
 
 
 def dice_binary_cross_entropy(
@@ -78,4 +98,5 @@ def cross_entropy_only(
 LOSSES: dict[str, Callable[..., Tensor]] = {  # for exclusive classes; regions always take dice_binary_cross_entropy
     "dice_ce": dice_cross_entropy,
     "ce": cross_entropy_only,
+    "dinomed3d": dinomed3d,
 }

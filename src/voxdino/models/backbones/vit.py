@@ -227,10 +227,13 @@ class ViT(Backbone):
         rotation = self._rotation(grid)
         kept: dict[int, Tensor] = {}
         for index, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
             if at_once is None or at_once >= len(x):
                 x = self._run(block, x, rotation, self.drop_path, num_slices)
             else:
-                parts = [self._run(block.within_slices, part, rotation, self.drop_path) for part in x.split(at_once)]
+                parts = [
+                    self._run(block.within_slices, part, rotation, self.drop_path) for part in torch.split(x, at_once)
+                ]
                 x = self._run(block.across_slices, torch.cat(parts), num_slices)
             if index in keep:
                 kept[index] = x
