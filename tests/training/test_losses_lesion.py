@@ -9,7 +9,10 @@ import torch
 from scipy import ndimage
 from torch.nn import functional as F
 
+from voxdino.core.errors import ConfigError, UsageError
+from voxdino.core.labels import LabelSet, Region
 from voxdino.training import losses_lesion
+from voxdino.training.losses import LOSSES, REGION_LOSSES, choose_loss, dice_binary_cross_entropy
 from voxdino.training.losses_lesion import (
     LESION_LOSSES,
     dice_cross_entropy_boundary,
@@ -160,3 +163,32 @@ def test_half_precision_logits_are_summed_in_single_precision():
         rough = loss_of(name, kind)(logits.bfloat16(), labels)
         assert rough.dtype == torch.float32
         torch.testing.assert_close(rough, loss_of(name, kind)(logits, labels), atol=2e-2, rtol=0)
+
+
+REGION_SET = LabelSet(
+    names=("background", "oedema", "core"),
+    ids=(0, 3, 7),
+    regions=(Region(name="whole", ids=(3, 7)), Region(name="core", ids=(7,))),
+    region_ids=(3, 7),
+)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_is_chosen_for_classes_and_for_regions_or_refused(name):
+    logits, labels = example()
+    classes = REGION_SET.model_copy(update={"regions": (), "region_ids": ()})
+    chosen = choose_loss(name, classes, ignore_index=IGNORED)
+    torch.testing.assert_close(chosen(logits, labels), LOSSES[name](logits, labels, ignore_index=IGNORED))
+    if name in REGION_LOSSES:
+        chosen = choose_loss(name, REGION_SET, ignore_index=IGNORED)
+        by_hand = REGION_LOSSES[name](logits[:, :2], labels, ignore_index=IGNORED, members=[(1, 2), (2,)])
+        torch.testing.assert_close(chosen(logits[:, :2], labels), by_hand)
+    else:
+        with pytest.raises(ConfigError, match=r"exclusive classes.*loss=dice_ce\|tversky_ce\|focal_dice"):
+            choose_loss(name, REGION_SET, ignore_index=IGNORED)
+
+
+def test_the_usual_loss_of_regions_is_what_it_was_and_unknown_names_are_refused():
+    assert REGION_LOSSES["dice_ce"] is dice_binary_cross_entropy
+    with pytest.raises(UsageError, match=r"unknown loss 'focal_dize'\. Did you mean 'focal_dice'"):
+        choose_loss("focal_dize", REGION_SET, ignore_index=IGNORED)

@@ -1,11 +1,17 @@
 """What training minimises: cross-entropy + soft Dice, for classes and for overlapping regions."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
+
+from voxdino.core.errors import ConfigError
+from voxdino.core.labels import LabelSet
+from voxdino.models.registry import look_up
+from voxdino.training.losses_lesion import LESION_LOSSES
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits (N, K, H, W), class indices (N, H, W) -> scalar
 
@@ -95,8 +101,28 @@ def cross_entropy_only(
     return total / (labels != ignore_index).sum().clamp(min=1)
 
 
-LOSSES: dict[str, Callable[..., Tensor]] = {  # for exclusive classes; regions always take dice_binary_cross_entropy
+LOSSES: dict[str, Callable[..., Tensor]] = {  # for exclusive classes
     "dice_ce": dice_cross_entropy,
     "ce": cross_entropy_only,
     "dinomed3d": dinomed3d,
+    **LESION_LOSSES,
 }
+
+REGION_LOSSES: dict[str, Callable[..., Tensor]] = {  # for regions that may overlap; they take `members`
+    "dice_ce": dice_binary_cross_entropy,
+    **LESION_LOSSES,
+}
+
+
+def choose_loss(name: str, labels: LabelSet, *, ignore_index: int) -> Loss:
+    """The named loss for the outputs of a label set.
+
+    Errors: UsageError for an unknown name; ConfigError where the outputs are regions, which it is not for.
+    """
+    loss = look_up(LOSSES, name, kind="loss")
+    if not labels.regions:
+        return partial(loss, ignore_index=ignore_index)
+    if name not in REGION_LOSSES:
+        fact = f"loss {name!r} is for exclusive classes; this data set's outputs are regions, which may overlap"
+        raise ConfigError(fact, where="loss", fix=f"--set loss={'|'.join(REGION_LOSSES)}.")
+    return partial(REGION_LOSSES[name], ignore_index=ignore_index, members=labels.region_members())
