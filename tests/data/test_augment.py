@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from voxdino.core.errors import UsageError
-from voxdino.data.augment import AugmentConfig, augment, sample_seed
+from voxdino.data.augment import NNUNET_2D, AugmentConfig, augment, sample_seed
 
 IGNORED = -1
 OFF = AugmentConfig(spatial=0, gamma=0, brightness=0, contrast=0, noise=0, blur=0, low_resolution=0, flips="none")
@@ -59,7 +59,9 @@ def test_everything_off_changes_nothing():
     assert torch.equal(changed[0], image) and torch.equal(changed[1], label)
 
 
-@pytest.mark.parametrize("name", ["gamma", "brightness", "contrast", "noise", "blur", "low_resolution"])
+@pytest.mark.parametrize(
+    "name", ["gamma", "inverted_gamma", "brightness", "contrast", "noise", "blur", "low_resolution"]
+)
 def test_each_intensity_change_changes_the_image_alone(name):
     image, label = batch()
     changed, same = run(image, label, OFF.model_copy(update={name: 1.0}))
@@ -131,6 +133,40 @@ def test_flips_happen_along_the_allowed_axis_only_half_of_the_time(axis, dim):
         torch.testing.assert_close(moved, expected[0], atol=1e-4, rtol=0)
         assert torch.equal(mask, expected[1])
     assert 10 < num_flipped < 30
+
+
+def test_turning_and_scaling_have_probabilities_of_their_own():
+    image, label = disc()
+    for name, turned in (("rotation", False), ("scaling", True)):
+        config = OFF.model_copy(update={"spatial": 1.0, name: 0.0, "translation": 0.0})
+        sizes = [(run(image, label, config, [seed], padding=0.0)[1] == 1).sum().item() for seed in range(20)]
+        kept = [abs(size - label.sum().item()) <= 6 for size in sizes]
+        assert all(kept) if turned else sum(kept) < 10  # turned only: the disc keeps its area
+    half = OFF.model_copy(update={"spatial": 1.0, "rotation": 0.5, "scaling": 0.0, "translation": 0.0})
+    unmoved = sum(torch.equal(run(image, label, half, [seed])[0], image) for seed in range(60))
+    assert 18 < unmoved < 42
+
+
+def test_inverted_gamma_is_gamma_of_the_negative():
+    image, label = batch(number=1)
+    inverted, _ = run(image, label, OFF.model_copy(update={"inverted_gamma": 1.0, "gamma_range": (1.4, 1.4)}))
+    negative, _ = run(-image, label, OFF.model_copy(update={"gamma": 1.0, "gamma_range": (1.4, 1.4)}))
+    torch.testing.assert_close(inverted, -negative)
+
+
+def test_later_settings_leave_the_draws_of_the_default_as_they_were():
+    """Cached features and stored loss curves rely on it."""
+    image, label = batch()
+    changed, moved = run(image, label, AugmentConfig(flips="both"))
+    assert changed.double().abs().mean().item() == pytest.approx(0.7350518656767605, rel=1e-5)
+    assert int(moved.sum()) == 6248
+
+
+def test_the_nnunet_set_changes_a_batch_and_keeps_it_finite():
+    image, label = batch(number=3)
+    changed, moved = run(image, label, NNUNET_2D)
+    assert torch.isfinite(changed).all() and not torch.equal(changed, image)
+    assert set(moved.unique().tolist()) <= {IGNORED, 0, 1, 2}
 
 
 def test_volumes_are_not_flipped_by_default_and_pictures_are():

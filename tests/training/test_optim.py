@@ -43,7 +43,8 @@ def test_swapping_twice_changes_nothing():
 def test_a_factor_keeps_the_ratio_of_the_groups():
     model = nn.Linear(3, 2)
     groups = [{"params": [model.weight], "lr": 1e-2}, {"params": [model.bias], "lr": 1e-3}]
-    optimizer = build_optimizer(groups)
+    optimizer = build_optimizer(groups, betas=(0.9, 0.98))
+    assert optimizer.param_groups[0]["betas"] == (0.9, 0.98)
     for factor in (0.5, 0.1):
         set_learning_rate(optimizer, factor)
     assert [group["lr"] for group in optimizer.param_groups] == [1e-3, 1e-4]

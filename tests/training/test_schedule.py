@@ -19,6 +19,11 @@ def test_it_rises_to_one_and_never_rises_again(name):
     assert name == "constant" or factors[-1] == pytest.approx(0.0)
 
 
+def test_a_linear_rate_falls_evenly():
+    factors = [learning_rate_factor(p, warmup=0.2, curve=SCHEDULES["linear"]) for p in (0.2, 0.4, 0.6, 0.8, 1.0)]
+    assert factors == pytest.approx([1.0, 0.75, 0.5, 0.25, 0.0])
+
+
 def test_no_warm_up_starts_at_the_top():
     assert learning_rate_factor(0.0, warmup=0.0, curve=SCHEDULES["cosine"]) == 1.0
 

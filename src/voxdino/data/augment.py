@@ -48,16 +48,21 @@ class AugmentConfig(Record):
     """Strength and frequency of each change; a probability of 0 turns one off. Defaults follow nnU-Net's 2-D set, with
     rotation kept small: medical images come upright.
 
-    flips: axes that may be mirrored. "auto" is none for volumes, whose labels may name sides (left kidney, anterior
-           hippocampus) and whose canonical orientation is knowledge; both for pictures, which have no up.
+    flips:    axes that may be mirrored. "auto" is none for volumes, whose labels may name sides (left kidney, anterior
+              hippocampus) and whose canonical orientation is knowledge; both for pictures, which have no up.
+    spatial:  probability of one affine change; rotation, scaling: that it turns, that it enlarges or shrinks.
+    inverted_gamma: gamma of the negative, which acts on bright parts as gamma does on dark ones; in `gamma_range`.
     """
 
     flips: Literal["auto", "none", "rows", "columns", "both"] = "auto"
-    spatial: float = Field(default=0.5, ge=0, le=1)  # probability of one affine change
+    spatial: float = Field(default=0.5, ge=0, le=1)
+    rotation: float = Field(default=1.0, ge=0, le=1)
     rotation_degrees: float = Field(default=20.0, ge=0, le=180)
+    scaling: float = Field(default=1.0, ge=0, le=1)
     scale: Factors = (0.8, 1.25)
     translation: float = Field(default=0.05, ge=0, le=0.5)  # share of the crop
     gamma: float = Field(default=0.3, ge=0, le=1)
+    inverted_gamma: float = Field(default=0.0, ge=0, le=1)
     gamma_range: Factors = (0.7, 1.5)
     brightness: float = Field(default=0.2, ge=0, le=1)
     brightness_range: Factors = (0.75, 1.25)
@@ -74,6 +79,31 @@ class AugmentConfig(Record):
         """With `flips` resolved for volumes (3) or pictures (2)."""
         flips = {2: "both", 3: "none"}[ndim] if self.flips == "auto" else self.flips
         return self.model_copy(update={"flips": flips})
+
+
+# nnU-Net's own 2-D set, with which MedDINOv3 trains (dossier 2.7). Widths it does not print are nnU-Net's.
+NNUNET_2D = AugmentConfig(
+    flips="both",
+    spatial=1.0,
+    rotation=0.2,
+    rotation_degrees=180.0,
+    scaling=0.2,
+    scale=(0.7, 1.4),
+    translation=0.0,
+    noise=0.1,
+    noise_sd=(0.0, 0.1),
+    blur=0.2,
+    blur_sigma_voxels=(0.5, 1.0),
+    brightness=0.15,
+    brightness_range=(0.75, 1.25),
+    contrast=0.15,
+    contrast_range=(0.75, 1.25),
+    low_resolution=0.25,
+    low_resolution_range=(0.5, 1.0),
+    inverted_gamma=0.1,
+    gamma=0.3,
+    gamma_range=(0.7, 1.5),
+)
 
 
 def sample_seed(seed: int, epoch: int, index: int, case_id: str, depth: int) -> int:
@@ -111,9 +141,10 @@ def draw_affine(rng: Generator, config: AugmentConfig, shape: Sequence[int], spa
     """Output -> input map in the (x, y) in [-1, 1] coordinates of `F.affine_grid`."""
     turn, scale, shift = 0.0, 1.0, (0.0, 0.0)
     draws = rng.random(6)  # always six: the later draws do not depend on whether this one changes anything
+    rotates, scales = rng.spawn(1)[0].random(2) < (config.rotation, config.scaling)  # a stream of their own
     if draws[0] < config.spatial:
-        turn = np.deg2rad(config.rotation_degrees) * (2 * draws[1] - 1)
-        scale = _between(config.scale, draws[2], geometric=True)
+        turn = np.deg2rad(config.rotation_degrees) * (2 * draws[1] - 1) * rotates
+        scale = _between(config.scale, draws[2], geometric=True) if scales else 1.0
         shift = tuple(2 * config.translation * (2 * draw - 1) for draw in draws[3:5])
     extent = np.array([shape[1] * float(spacing[1]), shape[0] * float(spacing[0])])  # x, y
     rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) / scale
@@ -145,9 +176,10 @@ def warp(image: Tensor, label: Tensor, affine: Tensor, padding: Tensor, ignore_i
 
 
 def change_intensity(image: Float[Tensor, "C Dk H W"], rng: Generator, config: AugmentConfig) -> Tensor:
-    """Blur, low resolution, noise, brightness, contrast, gamma, each with its probability, in that order."""
+    """Blur, low resolution, noise, brightness, contrast, gammas, each with its probability, in that order."""
     chance, strength = rng.random(6), rng.random(6)
     noise_seed = int(rng.integers(2**62))
+    inverted = rng.random(2)
     if chance[0] < config.blur:
         image = _blur(image, _between(config.blur_sigma_voxels, strength[0]))
     if chance[1] < config.low_resolution:
@@ -162,11 +194,17 @@ def change_intensity(image: Float[Tensor, "C Dk H W"], rng: Generator, config: A
     if chance[4] < config.contrast:
         low, mean, high = image.amin(), image.mean(), image.amax()
         image = ((image - mean) * _between(config.contrast_range, strength[4]) + mean).clamp(low, high)
+    if inverted[0] < config.inverted_gamma:
+        image = -_raise(-image, _between(config.gamma_range, inverted[1], geometric=True))
     if chance[5] < config.gamma:
-        low, extent = image.amin(), (image.amax() - image.amin()).clamp(min=1e-6)
-        power = _between(config.gamma_range, strength[5], geometric=True)
-        image = ((image - low) / extent).pow(power) * extent + low
+        image = _raise(image, _between(config.gamma_range, strength[5], geometric=True))
     return image
+
+
+def _raise(image: Float[Tensor, "C Dk H W"], power: float) -> Tensor:
+    """Gamma: to the power, within the image's own range."""
+    low, extent = image.amin(), (image.amax() - image.amin()).clamp(min=1e-6)
+    return ((image - low) / extent).pow(power) * extent + low
 
 
 def _blur(image: Float[Tensor, "C Dk H W"], sigma: float) -> Tensor:

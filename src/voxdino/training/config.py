@@ -1,10 +1,12 @@
 """Settings every training shares, whatever it trains."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
 from voxdino.core.records import Record
+
+Decay = Annotated[float, Field(ge=0, lt=1)]
 
 
 class TrainingConfig(Record):
@@ -16,7 +18,9 @@ class TrainingConfig(Record):
                         depends on the machine's speed; without a budget it depends on nothing but the settings.
     learning_rate:      peak, for new parts.
     backbone_lr_scale:  multiplies it for pretrained parts that train.
+    betas:              decay of AdamW's running mean of gradients and of their squares.
     warmup:             share of the run over which the rate rises.
+    schedule:           how the rate falls to 0 after that; "constant": it does not.
     grad_clip:          largest norm of all gradients together.
     ema_decay:          of the running average of weights, which is what is validated and kept.
     amp:                bfloat16 arithmetic; "auto": where the hardware is faster at it.
@@ -31,8 +35,9 @@ class TrainingConfig(Record):
     learning_rate: float = Field(default=1e-3, gt=0)
     backbone_lr_scale: float = Field(default=0.1, ge=0, le=1)
     weight_decay: float = Field(default=0.01, ge=0)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     warmup: float = Field(default=0.05, ge=0, lt=1)
-    schedule: Literal["cosine", "poly", "constant"] = "cosine"
+    schedule: Literal["cosine", "poly", "linear", "constant"] = "cosine"
     grad_clip: float = Field(default=1.0, gt=0)
     ema_decay: float = Field(default=0.99, ge=0, lt=1)
     amp: Literal["auto", "bf16", "off"] = "auto"

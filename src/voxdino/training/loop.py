@@ -92,7 +92,7 @@ def train(
     Errors: StoppedError after a signal (a checkpoint is written first); DivergedError after three steps in a row with
     a loss or gradient that is not finite; CheckpointError for a damaged checkpoint or one of another run.
     """
-    optimizer = build_optimizer(job.groups)
+    optimizer = build_optimizer(job.groups, betas=config.betas)
     parameters = trainable(job.model)
     state = TrainingState(job.model, optimizer, WeightAverage(parameters, config.ema_decay), device)
     checkpoints, log = CheckpointFolder(run_folder / "checkpoint"), RunLog(run_folder / "log.jsonl")

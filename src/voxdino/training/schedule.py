@@ -8,6 +8,7 @@ Curve = Callable[[float], float]
 SCHEDULES: dict[str, Curve] = {  # share of the run after warm-up that is done, in [0, 1] -> factor, 1 falling to 0
     "cosine": lambda done: 0.5 * (1 + math.cos(math.pi * done)),
     "poly": lambda done: float((1 - done) ** 0.9),
+    "linear": lambda done: 1 - done,
     "constant": lambda done: 1.0,
 }
 
