@@ -189,6 +189,49 @@ def test_learned_positions_are_exact_on_their_grid_and_smooth_elsewhere(new_vit,
     torch.testing.assert_close(finer + finer.flip(0), torch.full((9,), 2.0))
 
 
+@pytest.mark.parametrize("num_planes", [3, 5, 7])
+def test_a_widened_input_starts_as_the_pretrained_one_on_the_three_central_slices(new_vit, num_planes):
+    vit, wide = new_vit(), new_vit()
+    wide.widen_input(num_planes)
+    slices = torch.randn(2, num_planes, 8, 12)
+    middle = slices[:, num_planes // 2 - 1 : num_planes // 2 + 2]
+    torch.testing.assert_close(wide(slices).maps[-1], vit(middle).maps[-1], rtol=0, atol=1e-6)
+    assert wide.config.in_planes == num_planes
+
+
+def test_a_widened_input_trains_in_a_frozen_backbone_and_hears_the_outer_slices_then(vit):
+    vit.requires_grad_(False)
+    vit.widen_input(5)
+    names = {name for name, value in vit.named_parameters() if value.requires_grad}
+    assert names == {"patch_embed.proj.weight", "patch_embed.proj.bias"}
+    vit(torch.randn(1, 5, 8, 8)).cls_token.square().sum().backward()
+    gradient = vit.patch_embed["proj"].weight.grad
+    assert (gradient.abs().sum((0, 2, 3)) > 0).all()
+
+
+def test_a_widened_backbone_is_rebuilt_from_its_configuration(vit):
+    vit.widen_input(5)
+    again = ViT.from_state(type(vit.config).from_json(vit.config.to_json()), vit.state_dict())
+    slices = torch.randn(1, 5, 8, 8)
+    torch.testing.assert_close(again(slices).cls_token, vit(slices).cls_token)
+    again.widen_input(5)  # no change but that it trains
+    torch.testing.assert_close(again(slices).cls_token, vit(slices).cls_token)
+
+
+@pytest.mark.parametrize("num_planes", [1, 4])
+def test_an_input_that_has_no_central_slice_is_refused(vit, num_planes):
+    with pytest.raises(ConfigError, match="give an odd number from 3"):
+        vit.widen_input(num_planes)
+
+
+def test_a_widened_input_is_not_made_narrow_again(vit):
+    vit.widen_input(5)
+    with pytest.raises(ConfigError, match="of 5 planes cannot be made one of 3"):
+        vit.widen_input(3)
+    with pytest.raises(ConfigError, match="images have 3 planes, but the backbone reads 5"):
+        vit(torch.zeros(1, 3, 8, 8))
+
+
 def test_images_that_are_no_multiple_of_the_patch_are_refused(vit):
     with pytest.raises(ConfigError, match=r"12 x 18 pixels .* patch of 4.*Fix: resize or pad"):
         vit(torch.zeros(1, 3, 12, 18))

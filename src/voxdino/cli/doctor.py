@@ -28,7 +28,7 @@ def doctor(
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:
-    """Report versions, device, memory, disk and weights; or compare the models with reference values."""
+    """Report versions, device, memory, disk and weights; or compare models and losses with reference values."""
     if reference_values is not None:
         _compare(reference_values, json)
         return
@@ -50,9 +50,10 @@ def _compare(folder: Path, as_json: bool) -> None:
     from dataclasses import asdict
 
     from voxdino.core.errors import VoxdinoError
-    from voxdino.models.reference import check_reference_values
+    from voxdino.models.reference import CASES, check_reference_values
+    from voxdino.training.reference import CASES as CASES_OF_LOSSES
 
-    results = check_reference_values(folder)
+    results = check_reference_values(folder, {**CASES, **CASES_OF_LOSSES})
     if as_json:
         print_json([asdict(result) for result in results])
     else:

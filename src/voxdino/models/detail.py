@@ -102,7 +102,7 @@ class Refinement(nn.Module):
         self.to_full = _two_convolutions(widths[0] + base, widths[1], volumetric=volumetric)
         self.to_logits = nn.Conv3d(widths[1], num_outputs, 1)
 
-    def forward(self, hidden: Float[Tensor, "B C D h w"], detail: DetailMaps) -> Float[Tensor, "B K D H W"]:
+    def forward(self, hidden: Float[Tensor, "B C d h w"], detail: DetailMaps) -> Float[Tensor, "B K D H W"]:
         x = self.to_half(torch.cat((resize(hidden, detail.half), detail.half), dim=1))
         x = self.to_full(torch.cat((resize(x, detail.full), detail.full), dim=1))
         logits: Tensor = self.to_logits(x)

@@ -4,11 +4,13 @@ A case is NAME.safetensors (tensors `input.*`, `weights.*`, `output.*`) with NAM
 have code for is one function and one line in CASES.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,6 +20,8 @@ from voxdino.models.backbones.vit import ViT
 from voxdino.models.decoders.primus import PrimusDecoder, from_meddinov3_decoder
 from voxdino.models.decoders.segdino_v1 import SegdinoV1Decoder, from_segdino_v1
 from voxdino.models.decoders.tpa_sad import TpaSadDecoder, from_segdino_v2
+from voxdino.models.decoders.upernet3d import Upernet3dDecoder, from_dinomed3d_stage2
+from voxdino.models.detail import DetailStream, Refinement
 from voxdino.models.features import Features
 from voxdino.models.layouts import convert
 from voxdino.models.weights import read_tensors
@@ -40,25 +44,26 @@ class ReferenceResult:
     skipped_reason: str | None = None
 
 
-def check_reference_values(folder: Path) -> list[ReferenceResult]:
+def check_reference_values(folder: Path, cases: Mapping[str, Case] | None = None) -> list[ReferenceResult]:
     """Compute every case of a folder that there is code for; the others are listed as skipped.
 
+    cases: the code, by name; default: CASES, the models alone.
     Errors: InputError for a folder without cases, WeightsError for damaged ones.
     """
     names = sorted(path.stem for path in folder.glob("*.json") if path.with_suffix(".safetensors").is_file())
     if not names:
         fix = "give the folder of NAME.json and NAME.safetensors files."
         raise InputError("holds no reference cases", where=folder, fix=fix)
-    return [_check(folder, name) for name in names]
+    return [_check(folder, name, CASES if cases is None else cases) for name in names]
 
 
 @torch.no_grad()
-def _check(folder: Path, name: str) -> ReferenceResult:
+def _check(folder: Path, name: str, cases: Mapping[str, Case]) -> ReferenceResult:
     tolerance = _TOLERANCES.get(name, _DEFAULT_TOLERANCE)
-    if name not in CASES:
+    if name not in cases:
         return ReferenceResult(name, None, tolerance, False, "not built yet")
     tensors, _ = read_tensors(folder / f"{name}.safetensors")
-    pairs = CASES[name](tensors, read_json(folder / f"{name}.json"))
+    pairs = cases[name](tensors, read_json(folder / f"{name}.json"))
     errors = torch.stack([(ours - theirs).abs().max() for ours, theirs in pairs])
     largest = float(errors.max())  # NaN stays NaN, and never passes
     return ReferenceResult(name, largest, tolerance, largest <= tolerance)
@@ -136,6 +141,35 @@ def _segdino_v2(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Iter
     yield decoder(features), tensors["output.logits"]
 
 
+def _dinomed3d(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    state = from_dinomed3d_stage2({key: _fill(key, shape) for key, shape in facts["state_dict"].items()})
+    stream = DetailStream(num_channels=1)
+    decoder = Upernet3dDecoder(
+        embed_dims=(int(facts["embed_dim"]),) * Upernet3dDecoder.num_taps, num_outputs=None, release_kernels=True
+    ).eval()
+    refine = Refinement(hidden_width=decoder.hidden_width, num_outputs=int(facts["num_classes"]))
+    for name, module in (("detail", stream), ("decoder", decoder), ("refine", refine)):
+        part = {key: value for key, value in state.items() if key.startswith(f"{name}.")}
+        module.load_state_dict({key.removeprefix(f"{name}."): value for key, value in part.items()})
+    maps = tuple(tensors[f"input.tap{i}"] for i in range(decoder.num_taps))  # (B, E, D, h, w) each
+    features = Features(maps, maps[-1].mean(dim=(2, 3, 4)), (1, 16, 16))
+    detail = stream(tensors["input.volume"])
+    yield detail.quarter, tensors["output.cnn_c3"]
+    for index, level in enumerate(decoder.pyramid(features)):
+        if index:  # the finest one is not stored
+            yield level, tensors[f"output.adapter{index}"]
+    yield refine(decoder.hidden(features, detail.quarter), detail), tensors["output.logits"]
+
+
+def _fill(key: str, shape: Sequence[int]) -> Tensor:
+    """Weights that a case does not store: random numbers that follow from the key (README of the reference values)."""
+    state = np.random.RandomState(zlib.crc32(key.encode()) & 0xFFFFFFFF)
+    drawn = state.standard_normal(tuple(shape)).astype(np.float32)
+    if drawn.ndim >= 2:
+        return torch.from_numpy(drawn / np.sqrt(np.prod(shape[1:]), dtype=np.float32))
+    return torch.from_numpy(1 + 0.1 * drawn if key.endswith("weight") else 0.1 * drawn)
+
+
 CASES: dict[str, Case] = {
     "dinov3_vit_mlp": _official_vit,
     "dinov3_vit_swiglu": _official_vit,
@@ -147,6 +181,7 @@ CASES: dict[str, Case] = {
     "segdino_v2_decoder": _segdino_v2,
     "segdino_v1_head": _segdino_v1,
     "meddinov3_decoder": _meddinov3,
+    "dinomed3d_stage2_head": _dinomed3d,
 }
 
 

@@ -12,7 +12,8 @@ from voxdino.models.decoders.linear import LinearDecoder
 from voxdino.models.decoders.primus import PrimusDecoder, SingleTapPrimusDecoder
 from voxdino.models.decoders.segdino_v1 import SegdinoV1Decoder
 from voxdino.models.decoders.tpa_sad import TpaSadDecoder
-from voxdino.models.inputs import Channels, InputBuilder, Neighbours, Repeat, Rgb, Windows
+from voxdino.models.decoders.upernet3d import Upernet3dDecoder
+from voxdino.models.inputs import Channels, InputBuilder, Neighbours, Repeat, Rgb, Slices3, Slices5, Windows
 
 T = TypeVar("T")
 
@@ -78,12 +79,15 @@ DECODERS: dict[str, type[Decoder]] = {
     "segdino_v1": SegdinoV1Decoder,
     "primus": PrimusDecoder,
     "primus_single": SingleTapPrimusDecoder,
+    "upernet3d": Upernet3dDecoder,
 }
 
 INPUT_BUILDERS: dict[str, type[InputBuilder]] = {
     "repeat": Repeat,
     "rgb": Rgb,
     "neighbours": Neighbours,
+    "slices_3": Slices3,
+    "slices_5": Slices5,
     "windows": Windows,
     "channels": Channels,
 }

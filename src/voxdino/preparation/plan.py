@@ -37,7 +37,7 @@ _PREPARED_BY = (
     "read_options",
 )
 _UNPLANNED_BATCH = {"cpu": 8, "cuda": 16}
-_CONTEXT = {"neighbours": 1}
+_CONTEXT = {"neighbours": 1, "slices_3": 1, "slices_5": 2}
 
 
 class Plan(Record):

@@ -70,13 +70,13 @@ class Upernet3dDecoder(Decoder):
         self.join = nn.Sequential(*_convolve(4 * width, width, 3), nn.Dropout(0.1))
         self.to_logits = classifier(width, num_outputs, num_dims=3)
 
-    def pyramid(self, features: Features) -> list[Float[Tensor, "B W D h w"]]:
+    def pyramid(self, features: Features) -> list[Float[Tensor, "B W _ _ _"]]:
         """The levels, fine to coarse."""
         return [adapt(tokens) for tokens, adapt in zip(features.maps[-self.num_taps :], self.adapt, strict=True)]
 
     def hidden(
         self, features: Features, detail: Float[Tensor, "B W D H4 W4"] | None = None
-    ) -> Float[Tensor, "B W D h w"]:
+    ) -> Float[Tensor, "B W d h w"]:
         """On the grid of `detail` where that is given, else `finest_scale` times as fine as the tokens."""
         levels = self.pyramid(features)
         if detail is not None:
