@@ -1,6 +1,7 @@
 """Key layouts of published backbones, turned into ours (the official names); complete or refused, never partial.
 
-Four families of files (dossier 5.3, 5.6 and 2.8): official, `teacher`-wrapped training checkpoints, Hugging Face, timm.
+Four families of files (dossier 5.3, 5.6 and 2.8): official, `teacher`-wrapped training checkpoints, Hugging Face, timm;
+and, by its name, any model of the timm library (see timm_bridge).
 The configuration follows from the shapes; what shapes cannot say (heads, epsilon, precision) from the file's rotary
 periods, a config.json beside it, or the family's published values, and a note says which.
 """
@@ -17,8 +18,11 @@ from torch import Tensor
 
 from voxdino.core.errors import WeightsError
 from voxdino.core.geometry import format_shape
+from voxdino.models.backbones.build import BackboneConfig, build_backbone
 from voxdino.models.backbones.rope import rope_periods
-from voxdino.models.backbones.vit import ViT, ViTConfig
+from voxdino.models.backbones.timm_bridge import TimmBackbone, TimmConfig
+from voxdino.models.backbones.vit import ViTConfig
+from voxdino.models.convnext_layouts import convnext_layout, read_convnext
 
 Tensors = dict[str, Tensor]
 _MAX_NAMED = 4  # tensors named in one message
@@ -31,7 +35,7 @@ class BackboneState:
     """Weights in our names, float32 and finite, with the configuration they fit completely."""
 
     layout: str
-    config: ViTConfig
+    config: BackboneConfig
     tensors: Tensors
     notes: tuple[str, ...] = ()
 
@@ -49,7 +53,7 @@ def convert(
     tensors: Mapping[str, Tensor],
     *,
     hub_config: Mapping[str, Any] | None = None,
-    own_config: ViTConfig | None = None,
+    own_config: BackboneConfig | None = None,
     settings: Mapping[str, str] | None = None,
     where: str | PathLike[str] | None = None,
 ) -> BackboneState:
@@ -57,12 +61,16 @@ def convert(
 
     hub_config: the config.json of a Hugging Face folder.
     own_config: the configuration stored in a file of ours, whose names need no translation.
-    settings:   fields of ViTConfig the user knows better, e.g. {"num_heads": "12"}.
+    settings:   fields of the configuration the user knows better, e.g. {"num_heads": "12"}.
     Errors: WeightsError for unknown layouts, missing, unexpected, mis-shaped or non-finite tensors.
     """
     inner, is_teacher, notes = _unwrap_teacher(dict(tensors))
+    config: BackboneConfig
     if own_config is not None:
         layout, draft, config = "voxdino", _Draft(inner), own_config.with_settings(settings or {})
+    elif (found := convnext_layout(inner)) is not None:
+        renamed, shapes = read_convnext(inner, found, hub_config or {}, where)
+        layout, draft, config = found, _Draft(renamed), shapes.with_settings(settings or {})
     else:
         layout = _recognise(inner, where)
         draft = _TRANSLATE[layout](inner, dict(hub_config or {}))
@@ -71,6 +79,25 @@ def convert(
     cast, cast_notes = _as_float32(draft.tensors, where)
     name = f"teacher, {layout}" if is_teacher else layout
     return BackboneState(name, config, cast, (*notes, *draft.notes, *cast_notes))
+
+
+def convert_timm(
+    tensors: Mapping[str, Tensor], model: str, *, where: str | PathLike[str] | None = None
+) -> BackboneState:
+    """The weights of a model of the timm library, by timm's name and in timm's keys; its classifier is left out.
+
+    Errors: as of `convert`; ResourceError where timm is missing, ConfigError for a model it does not know.
+    """
+    config = TimmConfig.from_json({"model": model}, where=where)
+    backbone = TimmBackbone(config)
+    heads = [key for key in tensors if key.startswith(tuple(f"{name}." for name in backbone.classifier_names))]
+    counters = [key for key in tensors if key.endswith(".num_batches_tracked")]  # of batch norms, which are fixed here
+    left_out = {*heads, *counters} - {key.removeprefix("model.") for key in backbone.state_dict()}
+    kept = {f"model.{key}": value for key, value in tensors.items() if key not in left_out}
+    _check_complete(kept, config, where)
+    cast, notes = _as_float32(kept, where)
+    head_notes = [f"{len(heads)} tensors of the classifier dropped"] if heads else []
+    return BackboneState("timm", config, cast, (*head_notes, *notes))
 
 
 def _unwrap_teacher(tensors: Tensors) -> tuple[Tensors, bool, list[str]]:
@@ -93,12 +120,11 @@ def _recognise(tensors: Tensors, where: str | PathLike[str] | None) -> str:
         return "official DINOv3"
     if "pos_embed" in tensors:
         return "official DINOv2" if "mask_token" in tensors else "timm DINOv2"
-    if any(key.startswith(("downsample_layers.", "stages.", "model.stages.")) for key in tensors):
-        fact = "a ConvNeXt, not a vision transformer"
-    else:
-        fact = f"no layout we know; it begins with {_name_some(sorted(tensors)) or 'no tensor at all'}"
     raise WeightsError(
-        fact, where=where, fix="give a DINOv3 or DINOv2 ViT in official, teacher, Hugging Face or timm layout."
+        f"no layout we know; it begins with {_name_some(sorted(tensors)) or 'no tensor at all'}",
+        where=where,
+        fix="give a DINOv3 or DINOv2 backbone in official, teacher, Hugging Face or timm layout; other encoders of "
+        "timm by their name: timm:NAME@FILE.",
     )
 
 
@@ -303,14 +329,14 @@ def _size(tensors: Tensors, key: str, axis: int, where: str | PathLike[str] | No
     return int(tensor.shape[axis])
 
 
-def _check_complete(tensors: Tensors, config: ViTConfig, where: str | PathLike[str] | None) -> None:
+def _check_complete(tensors: Tensors, config: BackboneConfig, where: str | PathLike[str] | None) -> None:
     fix = "get the complete file of one backbone; nothing is loaded in part."
-    what = f"a {config.family} ViT of {config.embed_dim} channels and {config.depth} blocks"
-    if config.depth > len(tensors):  # before a hostile configuration makes us build it
+    what = f"a {config.summary()}"
+    if config.num_blocks > len(tensors):  # before a hostile configuration makes us build it
         raise WeightsError(f"does not fit {what}: it holds {len(tensors)} tensors", where=where, fix=fix)
     try:
         with torch.device("meta"):
-            expected = {key: value.shape for key, value in ViT(config).state_dict().items()}
+            expected = {key: value.shape for key, value in build_backbone(config).state_dict().items()}
     except (RuntimeError, OverflowError, TypeError) as error:
         raise WeightsError(f"{what} cannot be built ({error})", where=where, fix=fix) from error
     missing = [key for key in expected if key not in tensors]

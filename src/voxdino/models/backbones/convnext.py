@@ -4,7 +4,8 @@ Written from the description in the dossier (section 5.1) and checked against nu
 (tests/parity). Parameter names are those of the official files, less `norms.3`, which repeats `norm`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -33,9 +34,14 @@ class ConvNeXtConfig(Record):
     norm_eps: PositiveFloat = 1e-6
     layer_scale_init: float = 1e-6
 
+    @property
+    def num_blocks(self) -> int:
+        return sum(self.depths)
+
     def summary(self) -> str:
-        """One line for tables."""
-        return f"{self.family}, stages {self.depths} of width {self.dims}, maps at 1/{PATCH_SIZE}"
+        """One line for tables and messages."""
+        depths, dims = ("-".join(map(str, four)) for four in (self.depths, self.dims))
+        return f"{self.family} of {depths} blocks and {dims} channels, patch {PATCH_SIZE}"
 
 
 class ConvBlock(nn.Module):
@@ -75,7 +81,7 @@ class ConvNeXt(Backbone):
         self.config = config
         eps, dims = config.norm_eps, config.dims
         self.downsample_layers = nn.ModuleList([nn.Sequential(nn.Conv2d(3, dims[0], 4, 4), _MapNorm(dims[0], eps=eps))])
-        for before, after in zip(dims, dims[1:], strict=False):
+        for before, after in pairwise(dims):
             self.downsample_layers.append(nn.Sequential(_MapNorm(before, eps=eps), nn.Conv2d(before, after, 2, 2)))
         self.stages = nn.ModuleList(
             nn.ModuleList(
@@ -140,14 +146,6 @@ class ConvNeXt(Backbone):
             recomputed: Tensor = checkpoint(layer, x, *settings, use_reentrant=False)
             return recomputed
         return layer(x, *settings)
-
-    @classmethod
-    def from_state(cls, config: ConvNeXtConfig, state: Mapping[str, Tensor]) -> "ConvNeXt":
-        """A backbone in eval mode that holds the tensors of a complete state (see voxdino.models.layouts), uncopied."""
-        with torch.device("meta"):
-            convnext = cls(config)
-        convnext.load_state_dict(state, strict=True, assign=True)
-        return convnext.eval()
 
 
 class _MapNorm(nn.LayerNorm):

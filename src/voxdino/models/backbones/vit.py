@@ -54,6 +54,15 @@ class ViTConfig(Record):
     position_grid: tuple[PositiveInt, PositiveInt] | None = None
     in_planes: PositiveInt = 3
 
+    @property
+    def num_blocks(self) -> int:
+        return self.depth
+
+    def summary(self) -> str:
+        """One line for tables and messages."""
+        size = f"{self.embed_dim} channels and {self.depth} blocks, {self.num_heads} heads"
+        return f"{self.family} ViT of {size}, patch {self.patch_size}"
+
     @model_validator(mode="after")
     def _fits(self) -> "ViTConfig":
         if self.embed_dim % self.num_heads:
