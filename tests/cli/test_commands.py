@@ -236,13 +236,11 @@ def test_predicting_more_cases_is_expected_to_take_longer(workdir, run_folder):
     import torch
 
     from voxdino.cli.budget import predicting_s
-    from voxdino.models.weights import load_backbone
-    from voxdino.preparation.plan import Plan
+    from voxdino.inference.load import load_model
 
-    vit, _ = load_backbone("random:tiny")
-    plan = Plan.read(run_folder / "plan.json")
+    model = load_model(run_folder)
     few, many = (
-        predicting_s(workdir, plan, ids, vit, torch.device("cpu"))
+        predicting_s(workdir, model.plan, ids, model.segmenter, torch.device("cpu"))
         for ids in (["phantom_000"], ["phantom_000", "phantom_001", "phantom_002"])
     )
     assert 0 < few < many < 300

@@ -16,10 +16,10 @@ AUGMENT = AugmentConfig().for_dimensions(3)
 
 
 def encode(image):
-    """Two taps of four numbers per 4 x 4 patch: mean and extremes of the middle slice."""
+    """Two taps of four and three numbers per 4 x 4 patch: mean and extremes of the middle slice."""
     middle = image[:, 0, image.shape[2] // 2].unfold(1, 4, 4).unfold(2, 4, 4).flatten(3)  # (B, h, w, 16)
     tap = torch.stack([middle.mean(-1), middle.amin(-1), middle.amax(-1), middle[..., 0]], 1)  # (B, 4, h, w)
-    return Features((tap, tap + 1), tap.mean((2, 3)), (4, 4))
+    return Features((tap, tap[:, :3] + 1), tap.mean((2, 3)), (4, 4))
 
 
 @pytest.fixture
@@ -38,16 +38,26 @@ def small_batches(monkeypatch):
     monkeypatch.setattr(module, "MARK_EVERY", 2)
 
 
-def make_cache(folder, slices):
+def make_cache(folder, slices, num_channels=0):
     folder.mkdir(exist_ok=True)
-    return FeatureCache(folder, slices, grid=(3, 4), embed_dim=4, num_taps=2, patch_size=4, crop=(12, 16))
+    return FeatureCache(
+        folder,
+        slices,
+        grid=(3, 4),
+        embed_dims=(4, 3),
+        cls_dim=4,
+        patch_size=4,
+        crop=(12, 16),
+        num_channels=num_channels,
+    )
 
 
 def fill(cache, view, store, sampler, go_on=lambda done: True, num_threads=0):
     return cache.encode(
         view,
         store=store,
-        sampler=sampler,
+        draw=sampler.view,
+        seed=0,
         context=1,
         augmentation=AUGMENT,
         encode=encode,
@@ -69,9 +79,22 @@ def test_a_record_is_the_features_and_label_of_its_slice(tmp_path, store, sample
         for ours, theirs in zip(batch.features.maps, expected.maps, strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-3)  # float16
         torch.testing.assert_close(batch.features.cls_token, expected.cls_token, rtol=1e-3, atol=1e-3)
-        assert torch.equal(batch.label, wanted.label[:, 0])
+        assert torch.equal(batch.label, wanted.label) and batch.image is None
         assert batch.case_ids == (slices[index][0],)
     assert (cache.batch([(view, i) for i in range(18)], torch.float32).label == IGNORED).any()
+
+
+def test_slabs_of_records_come_with_their_voxels(tmp_path, store, sampler, slices):
+    cache = make_cache(tmp_path / "cache", slices, num_channels=2)
+    fill(cache, 0, store, sampler)
+    places = [(0, index) for index in (3, 4, 5, 9, 10, 11)]
+    batch = cache.batch(places, torch.float32, num_slices=3)
+    assert batch.image.shape == (2, 2, 3, 12, 16) and batch.label.shape == (2, 3, 12, 16)
+    assert batch.features.maps[1].shape == (6, 3, 3, 4)
+    plain = assemble(store, [sampler.view(*slices[10], 0)], context=0, seed=0)
+    torch.testing.assert_close(batch.image[1, :, 1], plain.image[0, :, 0], rtol=1e-3, atol=1e-3)
+    assert torch.equal(batch.label[1, 1], plain.label[0, 0])
+    assert batch.case_ids == (slices[3][0], slices[9][0])
 
 
 def test_an_interrupted_view_ends_with_the_same_bytes(tmp_path, store, sampler, slices, small_batches):
@@ -115,8 +138,9 @@ def test_one_flipped_bit_is_noticed_and_the_case_named(tmp_path, store, sampler,
 
 def test_values_beyond_half_precision_are_clipped_not_infinite(tmp_path, store, sampler, slices):
     cache = make_cache(tmp_path / "cache", slices)
-    huge = Features(tuple(torch.full((1, 4, 3, 4), 1e6) for _ in range(2)), torch.full((1, 4), -1e6), (4, 4))
-    (tmp_path / "cache/view_000.bin").write_bytes(cache._pack(huge, torch.zeros(1, 1, 12, 16, dtype=torch.int64)))
+    huge = Features(tuple(torch.full((1, n, 3, 4), 1e6) for n in (4, 3)), torch.full((1, 4), -1e6), (4, 4))
+    record = cache._pack(huge, torch.zeros(1, 1, 12, 16, dtype=torch.int64), torch.zeros(1, 1, 1, 12, 16))
+    (tmp_path / "cache/view_000.bin").write_bytes(record)
     (tmp_path / "cache/view_000.json").write_text('{"done": 1, "of": 18}')
     batch = cache.batch([(0, 0)], torch.float32)
     assert torch.isfinite(batch.features.maps[0]).all() and torch.isfinite(batch.features.cls_token).all()

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from voxdino.core.errors import CheckpointError, ConfigError, InputError, PlanError, ResourceError, StoppedError
 from voxdino.core.safe_files import lock_folder, read_json
 from voxdino.finetuning.recipes import RECIPES
-from voxdino.finetuning.run import finetune
+from voxdino.finetuning.run import effective_plan, finetune
 from voxdino.inference.load import load_model
 from voxdino.preparation.plan import Plan
 
@@ -22,6 +22,15 @@ ROADS = {
     "last block": {"adaptation": "last_k", "last_k": 1},
     "full": {"adaptation": "full"},
     "linear probe": {"decoder": "linear"},
+    "detail in 2-D, cached": {"detail": "slices", "detail_width": 4},
+    "detail in 2-D, images": {"detail": "slices", "detail_width": 4, "cache": "off"},
+    "slabs, cached": {"decoder": "upernet3d", "slab": 4, "batch_size": 1},
+    "slabs and detail, cached": {"decoder": "upernet3d", "detail": "volume", "detail_width": 4, "slab": 3},
+    "slabs and detail, images": {"decoder": "upernet3d", "detail": "volume", "detail_width": 4, "cache": "off"},
+    "depth adapters": {"decoder": "upernet3d", "depth_adapter": 8, "slab": 3, "slices_at_once": 3},
+    "depth adapters in 2-D": {"depth_adapter": 8, "slab": 3},
+    "detail in 3-D beside a 2-D decoder": {"detail": "volume", "detail_width": 4, "slab": 3},
+    "without features": {"blank_features": True, "detail": "slices", "detail_width": 4},
 }
 
 
@@ -50,8 +59,8 @@ def test_every_road_trains_and_leaves_a_model_that_loads(workdir, small, road):
     names = {path.name for path in (workdir / "runs/one").iterdir()}
     assert {"run.json", "plan.json", "model.json", "model.safetensors", "log.jsonl", "curves.png"} <= names
     model = load_model(workdir / "runs/one")
-    assert model.plan.digest() == Plan.read(workdir / "plan.json").digest()
-    image = torch.zeros(1, 1, 1 + 2 * model.plan.context_slices, *model.plan.crop)
+    assert model.plan == effective_plan(config, Plan.read(workdir / "plan.json"))
+    image = torch.zeros(1, 1, model.plan.slab + 2 * model.plan.context_slices, *model.plan.crop)
     assert torch.isfinite(model.segmenter(image).logits).all()
 
 

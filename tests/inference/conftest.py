@@ -14,8 +14,9 @@ from voxdino.core.labels import LabelSet
 from voxdino.core.volume import Volume
 from voxdino.inference.load import LoadedModel, ModelCard, load_model, save_model
 from voxdino.models.backbones.vit import ViT, ViTConfig
+from voxdino.models.compose import build_segmenter
 from voxdino.models.features import Prediction
-from voxdino.models.segmenter import ModelConfig, Segmenter, build_segmenter
+from voxdino.models.segmenter import ModelConfig, Segmenter
 from voxdino.models.weights import WeightsCard
 from voxdino.preparation.intensity import ChannelPolicy
 from voxdino.preparation.plan import Plan

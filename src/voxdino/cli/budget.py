@@ -4,19 +4,19 @@ import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import ceil
 from pathlib import Path
 
 import torch
 
 from voxdino.data.store import CaseStore
-from voxdino.inference.tiles import tile_boxes
-from voxdino.models.backbones.vit import ViT
+from voxdino.inference.tiles import slab_starts, tile_boxes
 from voxdino.models.precision import autocast, uses_bf16
+from voxdino.models.segmenter import Segmenter
 from voxdino.preparation.plan import Plan
 
 LEAST_TRAINING_S = 10.0
-WHOLE_MODEL = 2.5  # time of backbone, decoder, resizing and writing over that of the backbone alone
+SLICES = 4  # measured together where they are independent
+AFTER_MODEL = 1.3  # time with blending, resizing and writing over that of the model alone
 PER_CASE_S = 0.4  # reading, scoring
 FIXED_S = 8.0  # loading the model, the picture, the table
 
@@ -36,26 +36,32 @@ class Budget:
         return max(self.left_s() - reserved_s, self.left_s() / 2, LEAST_TRAINING_S)
 
 
-def predicting_s(workdir: Path, plan: Plan, case_ids: Sequence[str], backbone: ViT, device: torch.device) -> float:
-    """How long predicting, scoring and drawing the prepared cases will take, from one measured tile."""
+def predicting_s(workdir: Path, plan: Plan, case_ids: Sequence[str], model: Segmenter, device: torch.device) -> float:
+    """How long predicting, scoring and drawing the prepared cases will take, from one measured slab of tiles.
+
+    plan: with the slab of the model.
+    """
     store = CaseStore(workdir / "prepared")
-    num_tiles = 0
+    num_tiles = 0.0  # of as many slices as are measured
+    slices = plan.slab if plan.slab > 1 else SLICES
     for case in case_ids:
         depth, *size = store.record(case).geometry.prepared_shape
         padded = [max(length, tile) for length, tile in zip(size, plan.tile, strict=True)]
-        num_tiles += depth * len(tile_boxes(padded, plan.tile))
-    pixels = [ceil(side * plan.magnification / plan.patch_size) * plan.patch_size for side in plan.tile]
-    return FIXED_S + PER_CASE_S * len(case_ids) + WHOLE_MODEL * num_tiles * _seconds_per_tile(backbone, pixels, device)
+        num_slabs = len(slab_starts(depth, plan.slab, overlap=0.5)) if plan.slab > 1 else depth / SLICES
+        num_tiles += num_slabs * len(tile_boxes(padded, plan.tile))
+    return (
+        FIXED_S + PER_CASE_S * len(case_ids) + AFTER_MODEL * num_tiles * _seconds_per_tile(model, plan, slices, device)
+    )
 
 
 @torch.no_grad()
-def _seconds_per_tile(backbone: ViT, pixels: Sequence[int], device: torch.device) -> float:
-    backbone = backbone.to(device)
-    images = torch.zeros(4, 3, *pixels, device=device)
+def _seconds_per_tile(model: Segmenter, plan: Plan, slices: int, device: torch.device) -> float:
+    model = model.to(device).eval()
+    image = torch.zeros(1, len(plan.channels), slices + 2 * plan.context_slices, *plan.tile, device=device)
     times = []
     for _ in range(4):
         started = time.perf_counter()
         with autocast(device, uses_bf16(device, "auto")):  # as prediction does
-            float(backbone(images).maps[-1].sum())  # the sum waits for a GPU
+            float(model(image).logits.sum())  # the sum waits for a GPU
         times.append(time.perf_counter() - started)
-    return statistics.median(times[1:]) / len(images)
+    return statistics.median(times[1:])

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from voxdino.cli.options import (
+    AUTO,
     DEFAULT_WORKDIR,
     BackboneOption,
     Device,
@@ -26,7 +27,7 @@ from voxdino.core.errors import DatasetError
 
 def finetune(
     workdir: WorkdirOption = DEFAULT_WORKDIR,
-    recipe: RecipeOption = "segdino_v2",
+    recipe: RecipeOption = AUTO,
     backbone: BackboneOption = None,
     fold: FoldOption = 0,
     epochs: EpochsOption = None,
@@ -41,10 +42,20 @@ def finetune(
     json: JsonOption = False,
 ) -> None:
     """Fine-tune on one fold of the prepared cases. Run it again to continue; Ctrl-C stops at a safe point."""
-    from voxdino.cli.steps import describe_config, resolve_config
+    from voxdino.cli.steps import choose, describe_config, resolve_config
     from voxdino.cli.values import finetune_settings, parse_time_budget, run_folder_of
     from voxdino.finetuning.run import finetune as adapt
+    from voxdino.finetuning.run import read_split
+    from voxdino.preparation.fingerprint import Fingerprint
+    from voxdino.preparation.plan import Plan
 
+    if not (workdir / "plan.json").is_file():
+        fix = "voxdino prepare DATASET first, with the same --workdir."
+        raise DatasetError("no plan.json here: nothing is prepared.", where=workdir, fix=fix)
+    if recipe == AUTO:
+        num_train = len(read_split(workdir / "splits.json", fold).train)
+        facts = Fingerprint.read(workdir / "fingerprint.json")
+        recipe = choose(recipe, facts, Plan.read(workdir / "plan.json"), num_train)
     config = resolve_config(
         recipe,
         backbone=backbone,
@@ -55,9 +66,6 @@ def finetune(
         settings=finetune_settings(set_),
     )
     run_folder = run_folder_of(workdir, name, recipe, fold)
-    if not (workdir / "plan.json").is_file():
-        fix = "voxdino prepare DATASET first, with the same --workdir."
-        raise DatasetError("no plan.json here: nothing is prepared.", where=workdir, fix=fix)
     if dry_run:
         if not json:
             print(f"would fine-tune {describe_config(config)}, fold {fold}, into {relative(run_folder)}")

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+AUTO = "auto"  # the recipe that suits the data set
 DEFAULT_WORKDIR = Path("voxdino-work")
 ODD = "Odd files: what to allow"
 
@@ -34,7 +35,9 @@ WorkersOption = Annotated[int | None, typer.Option("--workers", min=1, help="Wor
 StrictOption = Annotated[bool, typer.Option("--strict", help="Stop at the first bad case instead of setting it aside.")]
 SeedOption = Annotated[int | None, typer.Option("--seed", min=0, help="Same seed, same result.")]
 FoldOption = Annotated[int, typer.Option("--fold", min=0, help="Fold that is held back for validation.")]
-RecipeOption = Annotated[str, typer.Option("--recipe", help="Named settings; voxdino list recipes shows them.")]
+RecipeOption = Annotated[
+    str, typer.Option("--recipe", help="Named settings; voxdino list recipes shows them. auto: what suits the data.")
+]
 BackboneOption = Annotated[
     str | None, typer.Option("--backbone", "-b", help="Weights: a file, or a name that voxdino weights list shows.")
 ]

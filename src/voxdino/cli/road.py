@@ -16,7 +16,7 @@ from voxdino.evaluation.evaluate import evaluate, prediction_options
 from voxdino.evaluation.pictures import overlay_grid
 from voxdino.evaluation.scores import FailedCase, Scores
 from voxdino.finetuning.config import FinetuneConfig
-from voxdino.finetuning.run import RunSummary, finetune
+from voxdino.finetuning.run import RunSummary, effective_plan, finetune, new_segmenter
 from voxdino.inference.load import load_model
 from voxdino.inference.run import RECORD_NAME, PredictRecord, output_file, predict_cases
 from voxdino.models.precision import resolve_device
@@ -88,7 +88,10 @@ def go(
     road.timed("prepare", lambda: prepare_planned(planned, workdir, num_workers=num_workers))
     cases = held_back(planned, fold)
     if budget.total_s is not None:
-        reserved_s = predicting_s(workdir, planned.plan, [case.id for case in cases], backbone, resolve_device(device))
+        target, plan = resolve_device(device), effective_plan(config, planned.plan)
+        model = new_segmenter(config, plan, backbone, card, target)
+        reserved_s = predicting_s(workdir, plan, [case.id for case in cases], model, target)
+        del model
         config = config.model_copy(update={"time_budget_s": budget.for_training_s(reserved_s)})
         say(f"{format_seconds(budget.left_s())} left, {format_seconds(reserved_s)} of it to predict and score")
     del backbone

@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from voxdino.cli.options import (
+    AUTO,
     DEFAULT_WORKDIR,
     BackboneOption,
     DatasetArgument,
@@ -35,7 +36,7 @@ from voxdino.cli.output import end
 def run(
     dataset: DatasetArgument,
     workdir: WorkdirOption = DEFAULT_WORKDIR,
-    recipe: RecipeOption = "segdino_v2",
+    recipe: RecipeOption = AUTO,
     backbone: BackboneOption = None,
     fold: FoldOption = 0,
     epochs: EpochsOption = None,
@@ -59,17 +60,20 @@ def run(
     import time
 
     started = time.monotonic()
-    from voxdino.cli.steps import describe_config, plan_dataset, print_plan, resolve_config
+    from voxdino.cli.steps import (
+        choose,
+        describe_config,
+        plan_dataset,
+        planning_backbone,
+        print_plan,
+        resolve_config,
+    )
     from voxdino.cli.values import parse_time_budget, read_options, run_folder_of, split_settings
 
     budget_s = parse_time_budget(time_budget)
     plan_settings, settings = split_settings(set_)
     if seed is not None:
         plan_settings = {"seed": str(seed), **plan_settings}
-    config = resolve_config(
-        recipe, backbone=backbone, epochs=epochs, time_budget_s=budget_s, seed=seed, settings=settings
-    )
-    run_folder = run_folder_of(workdir, name, recipe, fold)
     options = read_options(
         label_map=map_,
         lossy_labels=lossy_labels,
@@ -82,11 +86,17 @@ def run(
         dataset,
         workdir,
         options=options,
-        backbone=config.backbone,
+        backbone=planning_backbone(recipe, backbone, settings),
         settings=plan_settings,
         strict=strict,
         num_workers=workers,
     )
+    num_train = len(planned.splits[fold].train) if fold < len(planned.splits) else 0
+    recipe = choose(recipe, planned.fingerprint, planned.plan, num_train)
+    config = resolve_config(
+        recipe, backbone=backbone, epochs=epochs, time_budget_s=budget_s, seed=seed, settings=settings
+    )
+    run_folder = run_folder_of(workdir, name, recipe, fold)
     if dry_run:
         if not json:
             print_plan(planned)

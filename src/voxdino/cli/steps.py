@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from voxdino.cli.findings import first_error, print_findings
+from voxdino.cli.options import AUTO
 from voxdino.cli.output import counting, format_seconds, relative, say
 from voxdino.core.errors import PartialError, UsageError
 from voxdino.core.io.options import ReadOptions
@@ -18,7 +19,7 @@ from voxdino.preparation.check import CheckReport, survey
 from voxdino.preparation.dataset import read_case, read_dataset
 from voxdino.preparation.fingerprint import Fingerprint
 from voxdino.preparation.memory import BackboneProbe
-from voxdino.preparation.plan import Plan, make_plan
+from voxdino.preparation.plan import DEFAULT_BACKBONE, Plan, make_plan
 from voxdino.preparation.prepare import prepare
 from voxdino.preparation.splits import make_splits
 
@@ -166,6 +167,24 @@ def print_plan(planned: Planned) -> None:
         print(f"{name:<17} {shown}: {reason}")
     sizes = ", ".join(f"{len(split.train)} + {len(split.val)}" for split in planned.splits)
     print(f"{'splits':<17} {len(planned.splits)} (training + validation cases): {sizes}")
+
+
+def choose(recipe: str, fingerprint: Fingerprint, plan: Plan, num_train: int) -> str:
+    """The recipe's name; for `auto` the one that suits the data set, with the reason on stderr."""
+    if recipe != AUTO:
+        return recipe
+    from voxdino.finetuning.choose import choose_recipe
+
+    name, reason = choose_recipe(fingerprint, plan, num_train=num_train)
+    say(f"recipe {name}: {reason}")
+    return name
+
+
+def planning_backbone(recipe: str, backbone: str | None, settings: Mapping[str, str]) -> str:
+    """The backbone to plan for, before `auto` has chosen; all recipes that have one share their default."""
+    known = "segdino_v2" if recipe == AUTO else recipe
+    name = resolve_config(known, backbone=backbone, settings=settings).backbone
+    return DEFAULT_BACKBONE if name == "none" else name
 
 
 def resolve_config(

@@ -128,9 +128,7 @@ def _rows_of(
         raise GeometryError("image, reference and prediction have different shapes.", where=title, fix="use one grid.")
     indices = [labels.to_indices(item.array) for item in label_maps]
     scores = (
-        []
-        if prediction is None
-        else score_label_maps(indices[1], indices[0], volume.grid, labels, metrics=("dice",))
+        [] if prediction is None else score_label_maps(indices[1], indices[0], volume.grid, labels, metrics=("dice",))
     )
     geometry = slice_geometry(volume.grid, slice_axis if volume.grid.ndim == 3 else None)
     image = _to_grey(to_slices(volume.array, geometry), window)  # (D, H, W[, 3])

@@ -36,6 +36,7 @@ class FinetuneConfig(TrainingConfig):
     decoder: str = "tpa_sad"
     decoder_width: int | None = Field(default=None, ge=8)
     pyramid_scales: tuple[int, ...] | None = None
+    decoder_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
     adaptation: Literal["frozen", "lora", "last_k", "full"] = "frozen"
     lora_rank: int = Field(default=16, ge=1)
     lora_alpha: float = Field(default=16.0, gt=0)
@@ -44,6 +45,15 @@ class FinetuneConfig(TrainingConfig):
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     rope_rescale: float | None = Field(default=None, ge=1)
     gradient_checkpointing: bool = False
+    depth_adapter: int = Field(default=0, ge=0)
+    detail: Literal["none", "slices", "volume"] = "none"
+    detail_width: int = Field(default=16, ge=4)
+    slab: int | None = Field(default=None, ge=1)
+    slices_at_once: int | None = Field(default=None, ge=1)
+    blank_features: bool = False
+    first: "FinetuneConfig | None" = None
+    first_time_share: float = Field(default=0.35, gt=0, lt=1)
+    initial_weights: str | None = None
     loss: str = "dice_ce"
     quotas: Quotas = Quotas()
     augment: AugmentConfig = AugmentConfig()
@@ -52,4 +62,5 @@ class FinetuneConfig(TrainingConfig):
     cache_gib: float = Field(default=16.0, gt=0)
     cache_time_share: float = Field(default=0.4, gt=0, lt=1)
     background_share: float = Field(default=0.5, ge=0, le=1)
+    num_train_cases: int | None = Field(default=None, ge=1)
     validation_slices: int = Field(default=256, ge=1)

@@ -3,7 +3,8 @@
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,22 @@ from torch import Tensor
 
 from voxdino.core.records import Record
 from voxdino.core.safe_files import digest_json, format_bytes, lock_folder, require_free_space
+from voxdino.data.augment import sample_seed
 from voxdino.data.features import FORMAT, FeatureBatch, FeatureCache
 from voxdino.data.loader import Batch, ReadAhead, assemble
-from voxdino.data.sampling import PoolSampler, Sampler, Slice, choose_slices
-from voxdino.data.store import CaseStore
+from voxdino.data.sampling import Draw, PoolSampler, Sampler, Slice, choose_slices
+from voxdino.data.slabs import (
+    CachedCase,
+    Place,
+    SlabSampler,
+    SlabViews,
+    augment_slabs,
+    slab_places,
+    whole_cases,
+)
+from voxdino.data.store import IGNORED, CaseStore
 from voxdino.finetuning.config import FinetuneConfig
+from voxdino.inference.tiles import slab_starts
 from voxdino.models.features import Features
 from voxdino.models.precision import autocast, uses_bf16
 from voxdino.models.segmenter import Segmenter
@@ -25,6 +37,8 @@ from voxdino.preparation.plan import Plan
 from voxdino.training.checkpoint import read_state
 from voxdino.training.stopping import StopRequest
 from voxdino.training.tracking import Event, Listener
+
+Views = Callable[[str, int, int], Draw]
 
 EDGE_SLICES = 2  # next to foreground, always cached
 
@@ -46,15 +60,36 @@ class Setting:
     def amp(self) -> bool:
         return uses_bf16(self.device, self.config.amp)
 
+    @property
+    def in_slabs(self) -> bool:
+        """Samples are slabs of several slices."""
+        return self.plan.slab > 1
+
     def sampler(self, ids: Sequence[str]) -> Sampler:
         extents = [self.store.extent(case_id) for case_id in ids]
         return Sampler(extents, self.plan.crop, self.plan.slab, self.config.quotas, self.config.seed)
 
+    def views(self, ids: Sequence[str]) -> Views:
+        """(case id, slice, view) -> the crop that is cached."""
+        if not self.in_slabs:
+            return self.sampler(ids).view
+        extents = [self.store.extent(case_id) for case_id in ids]
+        return SlabViews(extents, self.plan.crop, self.config.quotas, self.config.seed).draw
+
     def validation_slices(self) -> list[Slice]:
-        """Evenly spread over all slices of all held-back cases."""
+        """Evenly spread over all slices of all held-back cases; for slabs, all slices of evenly spread cases."""
+        if self.in_slabs:
+            depths = {case_id: self.store.shape(case_id)[0] for case_id in sorted(self.val_ids)}
+            most = max(1, self.config.validation_slices * len(depths) // max(1, sum(depths.values())))
+            ids = [list(depths)[place] for place in _evenly(len(depths), most)]
+            return [(case_id, depth) for case_id in ids for depth in range(depths[case_id])]
         every = [(case_id, depth) for case_id in sorted(self.val_ids) for depth in range(self.store.shape(case_id)[0])]
-        places = np.linspace(0, len(every) - 1, min(self.config.validation_slices, len(every))).round().astype(int)
-        return [every[place] for place in places]
+        return [every[place] for place in _evenly(len(every), self.config.validation_slices)]
+
+
+def _evenly(length: int, most: int) -> list[int]:
+    """At most `most` of the places 0 .. length - 1, evenly spread."""
+    return [int(place) for place in np.linspace(0, length - 1, min(most, length)).round()]
 
 
 class ImageExamples:
@@ -88,10 +123,22 @@ class ImageExamples:
 
     def validation_batches(self) -> Iterator[Batch]:
         setting, size = self.setting, self.setting.batch_size
-        slices, sampler = setting.validation_slices(), setting.sampler(setting.val_ids)
-        for start in range(0, len(slices), size):
-            draws = [sampler.view(case_id, depth, 0) for case_id, depth in slices[start : start + size]]
-            batch = assemble(setting.store, draws, context=setting.plan.context_slices, seed=setting.config.seed)
+        views, slab = setting.views(setting.val_ids), setting.plan.slab
+        draws = []
+        if setting.in_slabs:
+            for case_id in dict.fromkeys(case_id for case_id, _ in setting.validation_slices()):
+                for first in slab_starts(setting.store.shape(case_id)[0], slab, overlap=0.0):
+                    one = views(case_id, 0, 0)
+                    draws.append(replace(one, box=((first, first + slab), *one.box[1:])))
+        else:
+            draws = [views(case_id, depth, 0) for case_id, depth in setting.validation_slices()]
+        for start in range(0, len(draws), size):
+            batch = assemble(
+                setting.store,
+                draws[start : start + size],
+                context=setting.plan.context_slices,
+                seed=setting.config.seed,
+            )
             yield batch.to(setting.device)
 
 
@@ -103,7 +150,7 @@ class Pool(Record):
 
 
 class CachedExamples:
-    """Random batches from a pool of cached features: one (view, slice) each."""
+    """Random batches from a pool of cached features: slices of any view, or slabs of consecutive slices."""
 
     def __init__(
         self,
@@ -120,9 +167,15 @@ class CachedExamples:
         self._weights_digest, self._folder = weights_digest, features_folder
         self._stop, self._listen, self._seconds_left = stop, listen, seconds_left
         self._sample: Features | None = None
+        self._augmentation = setting.config.augment.for_dimensions(setting.plan.ndim)
         config = setting.config
         extents = [setting.store.extent(case_id) for case_id in setting.train_ids]
-        slices = choose_slices(extents, background_share=config.background_share, margin=EDGE_SLICES, seed=config.seed)
+        if setting.in_slabs:
+            slices = whole_cases(extents, config.seed)
+        else:
+            slices = choose_slices(
+                extents, background_share=config.background_share, margin=EDGE_SLICES, seed=config.seed
+            )
         self._validation, done = self._cache(setting.validation_slices(), setting.val_ids, [None])
         self._num_validation = sum(done)
         memory = run_folder / "features.json"
@@ -131,36 +184,63 @@ class CachedExamples:
         self._training, done = self._cache(slices, setting.train_ids, known)
         if not stop:
             Pool(folder=self._training.folder.name, records=tuple(done)).write(memory)
-        self._places = [(view, index) for view, count in enumerate(done) for index in range(count)]
-        self.num_samples = len(self._places)
         foreground = {(extent.case_id, depth) for extent in extents for depth in extent.foreground_slices}
-        held = [slices[index] in foreground for _, index in self._places]
-        self._sampler = PoolSampler(held, config.quotas, config.seed)
+        if setting.in_slabs:
+            cases = [one for view, count in enumerate(done) for one in cached_cases(slices[:count], view, foreground)]
+            self.num_samples = math.ceil(sum(done) / setting.plan.slab)
+            self._draw = SlabSampler(cases, setting.plan.slab, config.quotas, config.seed).draw
+        else:
+            places = [(view, index) for view, count in enumerate(done) for index in range(count)]
+            self.num_samples = len(places)
+            held = [slices[index] in foreground for _, index in places]
+            pool = PoolSampler(held, config.quotas, config.seed)
+            self._draw = lambda number: ([places[pool.draw(number)]], [True])
 
     def batches(self, first: int, steps_per_epoch: int) -> AbstractContextManager[Iterator[FeatureBatch]]:
         """The batches from step `first` on."""
-        size = self.setting.batch_size
-        dtype = torch.bfloat16 if self.setting.amp else torch.float32
+        setting, size = self.setting, self.setting.batch_size
 
-        def fetch(step: int) -> FeatureBatch:
-            wanted = [self._sampler.draw(step * size + index) for index in range(size)]
-            return self._training.batch([self._places[place] for place in wanted], dtype)
+        def fetch(step: int) -> tuple[int, FeatureBatch]:
+            return step, self._slabs(self._training, [self._draw(step * size + index) for index in range(size)])
 
-        return _Prepared(
-            ReadAhead(fetch, first=first, num_threads=self.setting.config.num_workers),
-            lambda batch: batch.to(self.setting.device),
-        )
+        def prepare(fetched: tuple[int, FeatureBatch]) -> FeatureBatch:
+            step, batch = fetched
+            batch = batch.to(setting.device)
+            if not setting.in_slabs:  # augmented before the backbone saw it
+                return batch
+            numbers = range(step * size, (step + 1) * size)
+            seeds = [sample_seed(setting.config.seed, 1, number, "", 0) for number in numbers]
+            spacing = setting.plan.in_plane_spacing or (1.0, 1.0)
+            return augment_slabs(batch, seeds=seeds, spacing=spacing, config=self._augmentation)
+
+        return _Prepared(ReadAhead(fetch, first=first, num_threads=setting.config.num_workers), prepare)
 
     def predict(self, batch: FeatureBatch) -> Tensor:
-        """(B, K, H, W) logits."""
-        return self.setting.segmenter.decode(batch.features, self.setting.plan.crop)
+        """(B, K, D, H, W) logits."""
+        depth, rows, columns = batch.label.shape[1:]
+        return self.setting.segmenter.decode(batch.features, (depth, rows, columns), batch.image)
 
     def validation_batches(self) -> Iterator[FeatureBatch]:
+        setting, size = self.setting, self.setting.batch_size
+        if setting.in_slabs:
+            slices = self._validation.slices[: self._num_validation]
+            draws = [
+                slab_places(case, first, setting.plan.slab)
+                for case in cached_cases(slices, 0, set())
+                for first in slab_starts(case.num_slices, setting.plan.slab, overlap=0.0)
+            ]
+        else:
+            draws = [([(0, index)], [True]) for index in range(self._num_validation)]
+        for start in range(0, len(draws), size):
+            yield self._slabs(self._validation, draws[start : start + size]).to(setting.device)
+
+    def _slabs(self, cache: FeatureCache, draws: Sequence[tuple[list[Place], list[bool]]]) -> FeatureBatch:
+        """The drawn slabs as one batch; voxels beyond the volume count for nothing."""
         dtype = torch.bfloat16 if self.setting.amp else torch.float32
-        size = self.setting.batch_size
-        for start in range(0, self._num_validation, size):
-            places = [(0, index) for index in range(start, min(start + size, self._num_validation))]
-            yield self._validation.batch(places, dtype).to(self.setting.device)
+        places = [place for slab, _ in draws for place in slab]
+        batch = cache.batch(places, dtype, num_slices=len(draws[0][0]))
+        outside = ~torch.tensor([inside for _, inside in draws])  # (B, D)
+        return replace(batch, label=batch.label.masked_fill(outside[:, :, None, None], IGNORED))
 
     def _cache(
         self, slices: Sequence[Slice], ids: Sequence[str], wanted: Sequence[int | None] | None
@@ -169,16 +249,19 @@ class CachedExamples:
         None within it: all of that view; None for it: as many views as disk and time allow.
         """
         setting, config, plan = self.setting, self.setting.config, self.setting.plan
-        sampler, augmentation = setting.sampler(ids), config.augment.for_dimensions(plan.ndim)
-        sample = self._first_features(sampler, slices[0])
+        views, augmentation = setting.views(ids), self._augmentation
+        if setting.in_slabs:  # slabs are moved when they are drawn
+            augmentation = augmentation.model_copy(update={"spatial": 0.0, "flips": "none"})
+        sample = self._first_features(views, slices[0])
         cache = FeatureCache(
             self._folder / self._key(slices, ids, sample)[:16],
             slices,
             grid=(sample.maps[0].shape[2], sample.maps[0].shape[3]),
-            embed_dim=sample.maps[0].shape[1],
-            num_taps=len(sample.maps),
+            embed_dims=tuple(one.shape[1] for one in sample.maps),
+            cls_dim=sample.cls_token.shape[1],
             patch_size=plan.patch_size,
             crop=plan.crop,
+            num_channels=len(plan.channels) if setting.segmenter.reads_image else 0,
         )
         limits = self._limits(cache, len(slices)) if wanted is None else [n or len(slices) for n in wanted]
         done: list[int] = []
@@ -200,7 +283,8 @@ class CachedExamples:
                 count = cache.encode(
                     view,
                     store=setting.store,
-                    sampler=sampler,
+                    draw=views,
+                    seed=config.seed,
                     context=plan.context_slices,
                     augmentation=augmentation,
                     encode=self._encode,
@@ -225,11 +309,10 @@ class CachedExamples:
         with autocast(self.setting.device, self.setting.amp):
             return self.setting.segmenter.encode(image)
 
-    def _first_features(self, sampler: Sampler, one: Slice) -> Features:
+    def _first_features(self, views: Views, one: Slice) -> Features:
         """Features of one slice: they tell how large a record is."""
         if self._sample is None:
-            draw = sampler.view(*one, 0)
-            batch = assemble(self.setting.store, [draw], context=self.setting.plan.context_slices, seed=0)
+            batch = assemble(self.setting.store, [views(*one, 0)], context=self.setting.plan.context_slices, seed=0)
             with torch.inference_mode():
                 self._sample = self._encode(batch.image.to(self.setting.device))
         return self._sample
@@ -246,6 +329,8 @@ class CachedExamples:
                 "taps": setting.segmenter.taps,
                 "maps": [tuple(one.shape[1:]) for one in sample.maps],
                 "tap_norm": config.tap_norm,
+                "blank": config.blank_features,
+                "image": setting.segmenter.reads_image,
                 "bf16": setting.amp,
                 "device": setting.device.type,
                 "seed": config.seed,
@@ -256,6 +341,18 @@ class CachedExamples:
                 "slices": [list(one) for one in slices],
             }
         )
+
+
+def cached_cases(slices: Sequence[Slice], view: int, foreground: set[Slice]) -> list[CachedCase]:
+    """The cases whose slices are all there, of slices in the order of `whole_cases`; the last may be cut short."""
+    cases = []
+    start = 0
+    for case_id, group in groupby(slices, key=lambda one: one[0]):
+        held = list(group)
+        inside = tuple(depth for _, depth in held if (case_id, depth) in foreground)
+        cases.append(CachedCase(view, start, len(held), inside))
+        start += len(held)
+    return cases
 
 
 class _Prepared:

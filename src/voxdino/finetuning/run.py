@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,11 +19,15 @@ from voxdino.data.store import IGNORED, PREPARE_AGAIN, CaseStore
 from voxdino.finetuning.config import FinetuneConfig
 from voxdino.finetuning.examples import CachedExamples, ImageExamples, Setting
 from voxdino.finetuning.validation import validate
-from voxdino.inference.load import save_model
+from voxdino.inference.load import load_model, save_model
+from voxdino.models.backbones.base import Backbone
+from voxdino.models.backbones.vit import ViT
+from voxdino.models.compose import build_segmenter, sees_slab
 from voxdino.models.decoders.tpa_sad import PUBLISHED_SCALES
-from voxdino.models.precision import autocast, resolve_device
+from voxdino.models.lora import merge_lora
+from voxdino.models.precision import autocast, channels_last, resolve_device
 from voxdino.models.registry import look_up
-from voxdino.models.segmenter import ModelConfig, Segmenter, build_segmenter
+from voxdino.models.segmenter import ModelConfig, Segmenter
 from voxdino.models.weights import WeightsCard, load_backbone
 from voxdino.preparation.plan import Plan
 from voxdino.preparation.splits import Split
@@ -35,6 +40,7 @@ from voxdino.training.stopping import StopRequest, stop_on_signals
 from voxdino.training.tracking import Listener, show_progress
 
 MAX_EPOCH_STEPS = 250
+SLAB = 16  # slices, as in DINO-Med3D (dossier 1.5)
 
 
 class RunSummary(Record):
@@ -88,6 +94,8 @@ def finetune(
 ) -> RunSummary:
     """Fine-tune on fold `fold` of the prepared cases in `workdir`; the same call continues what was interrupted.
 
+    A config with a `first` stage runs that one before, in `stage1/` of the run folder, and starts from its backbone.
+
     resume:   "require" refuses to start from nothing.
     on_event: told what happens (`tracking.Event`); None shows a progress bar on stderr.
 
@@ -96,12 +104,27 @@ def finetune(
     ResourceError for the lock, the disk, the device; StoppedError; DivergedError.
     """
     started = time.monotonic()
+    stage = None
+    if config.first is not None:
+        stage, first = run_folder / "stage1", config.first
+        if config.time_budget_s is not None:
+            first = first.model_copy(update={"time_budget_s": config.first_time_share * config.time_budget_s})
+        finetune(
+            workdir,
+            first.model_copy(update={"backbone": config.backbone, "seed": config.seed}),
+            run_folder=stage,
+            fold=fold,
+            device=device,
+            weights_folder=weights_folder,
+            on_event=on_event,
+        )
     with lock_folder(run_folder), torch.random.fork_rng(devices=[]):
         sweep_temporary(run_folder)
-        plan, split = Plan.read(workdir / "plan.json"), _read_split(workdir / "splits.json", fold)
+        plan = effective_plan(config, Plan.read(workdir / "plan.json"))
+        split = _drawn(read_split(workdir / "splits.json", fold), config)
         target = resolve_device(device)
         torch.manual_seed(config.seed)
-        backbone, card = load_backbone(config.backbone, weights_folder=weights_folder)
+        backbone, card = _backbone(config, stage, weights_folder)
         if backbone.patch_size != plan.patch_size:
             raise PlanError(
                 f"the plan is for tokens of {plan.patch_size} pixels, those of {card.name} have {backbone.patch_size}",
@@ -118,8 +141,7 @@ def finetune(
         elif resume == "require":
             raise CheckpointError("there is nothing to resume here", where=run_folder, fix="run without --resume.")
 
-        segmenter = build_segmenter(_model_config(config, plan, card, target), backbone).to(target)
-        segmenter = segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        segmenter = new_segmenter(config, plan, backbone, card, target)
         record = _record(config, split, fold, card, segmenter, target, identity)
         record.write(path)
         plan.write(run_folder / "plan.json")
@@ -131,7 +153,7 @@ def finetune(
             device=target,
             train_ids=split.train,
             val_ids=split.val,
-            batch_size=config.batch_size or plan.batch_size,
+            batch_size=plan.batch_size,
         )
         with stop_on_signals() as stop, show_progress(on_event) as listen:
             examples = _examples(setting, card, workdir / "features", run_folder, stop, listen, started)
@@ -154,6 +176,37 @@ def finetune(
         ended = summary.model_copy(update={"run_folder": run_folder.name})
         record.model_copy(update={"outcome": ended}).write(path)
         return summary
+
+
+def effective_plan(config: FinetuneConfig, plan: Plan) -> Plan:
+    """The plan with the slab of a model that sees several slices together; the run folder keeps it."""
+    usual = 1
+    if sees_slab(config.decoder, config.detail, config.depth_adapter):
+        usual = plan.slab if plan.slab > 1 else SLAB
+    slab = 1 if plan.ndim == 2 else config.slab or usual
+    batch = max(1, plan.batch_size // slab) if config.batch_size is None else config.batch_size
+    reasons = {**plan.reasons, "slab": f"what the recipe {config.recipe} sees together."}
+    return plan.model_copy(update={"slab": slab, "batch_size": batch, "reasons": reasons})
+
+
+def _drawn(split: Split, config: FinetuneConfig) -> Split:
+    """The split with `num_train_cases` of its training cases; more cases hold the fewer of the same seed."""
+    if config.num_train_cases is None:
+        return split
+    order = np.random.default_rng([config.seed, 10]).permutation(len(split.train))
+    chosen = {split.train[place] for place in order[: config.num_train_cases]}
+    return split.model_copy(update={"train": tuple(case for case in split.train if case in chosen)})
+
+
+def _backbone(config: FinetuneConfig, stage: Path | None, weights_folder: Path | None) -> tuple[Backbone, WeightsCard]:
+    """The configured backbone; after a first stage the one it adapted, adapters merged, with the card it came with."""
+    if stage is None:
+        return load_backbone(config.backbone, weights_folder=weights_folder)
+    model = load_model(stage)
+    if isinstance(model.segmenter.backbone, ViT):
+        merge_lora(model.segmenter.backbone)
+    name = f"{model.card.backbone.name}, adapted"
+    return model.segmenter.backbone, model.card.backbone.model_copy(update={"name": name, "file_digest": model.digest})
 
 
 def _examples(
@@ -222,6 +275,15 @@ def _job(setting: Setting, examples: CachedExamples | ImageExamples, identity: d
     )
 
 
+def new_segmenter(
+    config: FinetuneConfig, plan: Plan, backbone: Backbone, card: WeightsCard, device: torch.device
+) -> Segmenter:
+    """The model that a run trains, on its device. Errors: ConfigError for what does not go together."""
+    segmenter = build_segmenter(_model_config(config, plan, card, device), backbone).to(device)
+    channels_last(segmenter)
+    return segmenter
+
+
 def _model_config(config: FinetuneConfig, plan: Plan, card: WeightsCard, device: torch.device) -> ModelConfig:
     return ModelConfig(
         backbone=Path(config.backbone).name,  # no path of this machine in a file that is shared
@@ -234,6 +296,7 @@ def _model_config(config: FinetuneConfig, plan: Plan, card: WeightsCard, device:
         decoder=config.decoder,
         decoder_width=config.decoder_width or (64 if device.type == "cpu" else 128),
         pyramid_scales=config.pyramid_scales or _pyramid_scales(plan, device),
+        decoder_settings=config.decoder_settings,
         adaptation=config.adaptation,
         lora_rank=config.lora_rank,
         lora_alpha=config.lora_alpha,
@@ -242,6 +305,12 @@ def _model_config(config: FinetuneConfig, plan: Plan, card: WeightsCard, device:
         drop_path=config.drop_path,
         rope_rescale=config.rope_rescale,
         gradient_checkpointing=config.gradient_checkpointing,
+        detail=config.detail,
+        detail_width=config.detail_width,
+        depth_adapter=config.depth_adapter,
+        slab=plan.slab,
+        blank_features=config.blank_features,
+        slices_at_once=config.slices_at_once,
         magnification=plan.magnification,
         num_outputs=plan.labels.num_outputs,
     )
@@ -260,7 +329,8 @@ def _pyramid_scales(plan: Plan, device: torch.device) -> tuple[int, ...]:
     return tuple(max(1, scale * finest // 8) for scale in PUBLISHED_SCALES)
 
 
-def _read_split(path: Path, fold: int) -> Split:
+def read_split(path: Path, fold: int) -> Split:
+    """A fold of splits.json. Errors: DatasetError, ConfigError where there is none, or one side of it is empty."""
     if not path.is_file():
         raise DatasetError("no splits here.", where=path, fix=PREPARE_AGAIN)
     splits = read_json(path)

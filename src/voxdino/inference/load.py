@@ -13,7 +13,9 @@ from voxdino.core.errors import CheckpointError
 from voxdino.core.records import Record
 from voxdino.core.safe_files import Manifest, digest_json, write_atomic
 from voxdino.models.backbones.vit import ViT
-from voxdino.models.segmenter import ModelConfig, Segmenter, build_segmenter
+from voxdino.models.compose import build_segmenter
+from voxdino.models.precision import channels_last
+from voxdino.models.segmenter import ModelConfig, Segmenter
 from voxdino.models.weights import WeightsCard, read_tensors
 from voxdino.preparation.plan import Plan
 
@@ -82,7 +84,7 @@ def load_model(run_folder: str | PathLike[str], device: str | torch.device = "cp
     state = {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}
     segmenter.load_state_dict(state, strict=True, assign=True)
     target = torch.device(device)
-    segmenter.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as in training
+    channels_last(segmenter)  # as in training
     segmenter.to(target).eval().requires_grad_(False)
     digest = digest_json({name: manifest.files[name][0] for name in MODEL_FILES})
     return LoadedModel(segmenter, plan, card, folder.resolve().name, digest, target)

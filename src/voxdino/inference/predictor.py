@@ -17,7 +17,7 @@ from voxdino.core.volume import LabelMap, Volume
 from voxdino.data.store import padding_values
 from voxdino.inference.export import export_labels
 from voxdino.inference.load import LoadedModel
-from voxdino.inference.tiles import blend, gaussian_weight, tile_boxes
+from voxdino.inference.tiles import blend, gaussian_weight, slab_starts, tile_boxes
 from voxdino.models.precision import autocast, uses_bf16
 from voxdino.models.segmenter import Segmenter
 from voxdino.preparation.prepare import ChannelScaling, normalise, prepare_case
@@ -65,35 +65,79 @@ def predict_slabs(
 
     Context slices are the real neighbours; the first and last slice of the volume are repeated beyond its ends.
     Slices smaller than the plan's tile are padded to it in their middle, as crops are in training, and cropped back.
+    A model that sees slabs gets overlapping ones, whose logits are blended along the slice axis.
     """
-    plan = model.plan
-    depth, size = image.shape[1], (image.shape[2], image.shape[3])
-    padded = tuple(max(length, tile) for length, tile in zip(size, plan.tile, strict=True))
-    slice_bytes = 4 * plan.labels.num_outputs * padded[0] * padded[1]
-    num_slices = max(1, min(settings.slices_at_once, LOGIT_BYTES // slice_bytes, depth))
-    before = tuple((long - short) // 2 for long, short in zip(padded, size, strict=True))
-    fill = padding_values(scaling)
+    frame = _Frame(model, image, scaling)
+    if model.plan.slab > 1:
+        yield from _blended(frame, slab_starts(frame.depth, model.plan.slab, overlap=settings.overlap), settings)
+        return
+    num_slices = max(1, min(settings.slices_at_once, LOGIT_BYTES // frame.slice_bytes, frame.depth))
     first = 0
-    while first < depth:
-        last = min(first + num_slices, depth)
-        context = plan.context_slices
-        neighbours = np.clip(np.arange(first - context, last + context), 0, depth - 1)
-        slab = np.empty((len(scaling), len(neighbours), *padded), np.float32)
-        slab[:] = fill[:, None, None, None]
-        inside = tuple(slice(start, start + length) for start, length in zip(before, size, strict=True))
-        slab[:, :, inside[0], inside[1]] = normalise(image[:, neighbours], scaling)
+    while first < frame.depth:
+        last = min(first + num_slices, frame.depth)
         try:
-            logits = _logits_of_slab(model, torch.from_numpy(slab)[None], settings)
+            logits = frame.logits(first, last, settings)
         except RuntimeError as error:
             if not _is_out_of_memory(error):
                 raise
             if num_slices == 1:
-                what = f"one slice of {format_shape(padded)} voxels does not fit into the memory of {model.device}."
-                raise ResourceError(what, fix="predict on another device (--device cpu).") from error
+                raise frame.too_large("one slice", "predict on another device (--device cpu).") from error
             num_slices = (num_slices + 1) // 2
             continue
-        yield first, logits[..., inside[0], inside[1]]
+        yield first, logits
         first = last
+
+
+def _blended(frame: "_Frame", starts: Sequence[int], settings: PredictSettings) -> Iterator[Slab]:
+    """Slabs at `starts`, blended; slices are given out once no later slab reaches them."""
+    slab = min(frame.model.plan.slab, frame.depth)
+    weight = gaussian_weight((slab,)).to(frame.model.device)[:, None, None, None]
+    held: Tensor | None = None  # (slices from `first` on, K, H, W), and the sum of their weights
+    total = torch.zeros(0, 1, 1, 1, device=frame.model.device)
+    first = 0
+    for number, start in enumerate(starts):
+        try:
+            logits = frame.logits(start, start + slab, settings)
+        except RuntimeError as error:
+            if not _is_out_of_memory(error):
+                raise
+            fix = "predict on another device (--device cpu), or train with a smaller slab."
+            raise frame.too_large(f"a slab of {slab} slices", fix) from error
+        missing = start + slab - first - (0 if held is None else len(held))
+        fresh = torch.zeros(missing, *logits.shape[1:], device=logits.device)
+        held = fresh if held is None else torch.cat((held, fresh))
+        total = torch.cat((total, torch.zeros(missing, 1, 1, 1, device=logits.device)))
+        held[start - first :] += logits * weight
+        total[start - first :] += weight
+        end = starts[number + 1] if number + 1 < len(starts) else frame.depth
+        yield first, held[: end - first] / total[: end - first]
+        held, total, first = held[end - first :], total[end - first :], end
+
+
+class _Frame:
+    """A prepared image whose slices can be asked for, padded to the plan's tile and cropped back."""
+
+    def __init__(self, model: LoadedModel, image: NDArray[np.generic], scaling: Sequence[ChannelScaling]) -> None:
+        self.model, self._image, self._scaling = model, image, scaling
+        self.depth, size = image.shape[1], image.shape[2:]
+        self._padded = tuple(max(length, tile) for length, tile in zip(size, model.plan.tile, strict=True))
+        before = ((long - short) // 2 for long, short in zip(self._padded, size, strict=True))
+        self._rows, self._columns = (slice(start, start + length) for start, length in zip(before, size, strict=True))
+        self.slice_bytes = 4 * model.plan.labels.num_outputs * self._padded[0] * self._padded[1]
+
+    def logits(self, first: int, last: int, settings: PredictSettings) -> Float[Tensor, "d K H W"]:
+        """Of the slices from first to last."""
+        context = self.model.plan.context_slices
+        wanted = np.clip(np.arange(first - context, last + context), 0, self.depth - 1)
+        slab = np.empty((len(self._scaling), len(wanted), *self._padded), np.float32)
+        slab[:] = padding_values(self._scaling)[:, None, None, None]
+        slab[:, :, self._rows, self._columns] = normalise(self._image[:, wanted], self._scaling)
+        logits = _logits_of_slab(self.model, torch.from_numpy(slab)[None], settings)
+        return logits[..., self._rows, self._columns]
+
+    def too_large(self, what: str, fix: str) -> ResourceError:
+        fact = f"{what} of {format_shape(self._padded)} voxels does not fit into the memory of {self.model.device}."
+        return ResourceError(fact, fix=fix)
 
 
 def _logits_of_slab(

@@ -26,6 +26,13 @@ def tile_boxes(shape: Sequence[int], tile: Sequence[int], overlap: float = 0.5) 
     return [tuple(slice(a, a + b) for a, b in zip(corner, tile, strict=True)) for corner in product(*starts)]
 
 
+def slab_starts(num_slices: int, slab: int, *, overlap: float) -> list[int]:
+    """First slices of the slabs that cover a volume, evenly spread; one for a volume that is shorter."""
+    if num_slices <= slab:
+        return [0]
+    return [box[0].start for box in tile_boxes((num_slices,), (slab,), overlap)]
+
+
 def gaussian_weight(tile: Sequence[int], *, sigma: float = 0.125) -> Float[Tensor, "*tile"]:
     """Weights for blending: a Gaussian of `sigma` tile lengths, 1 in the middle, nowhere below 1e-3."""
     weight = torch.ones(())

@@ -4,6 +4,7 @@ from contextlib import AbstractContextManager
 from typing import Literal
 
 import torch
+from torch import nn
 
 from voxdino.core.errors import ResourceError
 
@@ -40,3 +41,11 @@ def resolve_device(name: str) -> torch.device:
             f"there is no {name} device here that this PyTorch can use", where="--device", fix="use --device cpu."
         )
     return torch.device(name)
+
+
+def channels_last(model: nn.Module) -> None:
+    """Put the weights of all convolutions into the layout that is fastest on CPUs with bfloat16 and on GPUs."""
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.ndim in formats:
+            tensor.data = tensor.data.contiguous(memory_format=formats[tensor.ndim])

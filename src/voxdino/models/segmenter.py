@@ -1,6 +1,5 @@
 """The model: input builder, backbone, decoder; from crops to logits per voxel."""
 
-import inspect
 import math
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -8,18 +7,18 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
-from voxdino.core.errors import CheckpointError, ConfigError
+from voxdino.core.errors import CheckpointError
 from voxdino.core.geometry import format_shape
 from voxdino.core.records import Record
-from voxdino.models.backbones.vit import ViT
+from voxdino.models.backbones.base import Backbone
 from voxdino.models.decoders.base import Decoder
 from voxdino.models.decoders.tpa_sad import PUBLISHED_SCALES, Pyramid
-from voxdino.models.features import Features, Prediction
+from voxdino.models.detail import DetailMaps, DetailStream, GatedFusion, Refinement
+from voxdino.models.features import Features, Prediction, slices_to_volume
 from voxdino.models.inputs import InputBuilder
-from voxdino.models.lora import add_lora
-from voxdino.models.registry import DECODERS, INPUT_BUILDERS, default_taps, look_up
 
 Adaptation = Literal["frozen", "lora", "last_k", "full"]
 
@@ -29,10 +28,18 @@ class ModelConfig(Record):
 
     backbone:      source of the weights, as load_backbone takes it.
     licence:       of those weights; the trained model inherits it.
-    taps:          blocks (0-based) the decoder reads; None: the last ones of `default_taps`.
+    taps:          blocks (0-based) the decoder reads; None: the last ones of the backbone's `default_taps`.
     magnification: network pixels per voxel; crops are enlarged by it and rounded up to whole patches.
+    detail:        a convolutional stream beside the backbone that sees every voxel and refines the decoder's features
+                   (DINO-Med3D, dossier 1.4): none, slice by slice, or in 3-D.
+    detail_width:  channels of its finest level.
+    depth_adapter: width of the adapters along the slice axis in every block; 0: none.
+    slab:          slices that are seen together by what works in 3-D.
+    blank_features: the control: what the backbone says is replaced by zeros.
+    slices_at_once: most slices in the backbone at a time; bounds the memory of long slabs.
     last_k:        blocks trained under adaptation "last_k" (the final norm with them).
     pyramid, pyramid_scales: of the decoder "tpa_sad"; see there.
+    decoder_settings: further settings of a decoder, by name.
     rope_rescale:  DINOv3's position augmentation in training; never in a frozen backbone.
     """
 
@@ -48,6 +55,7 @@ class ModelConfig(Record):
     decoder_width: int = 128
     pyramid: Pyramid = "x8_x4_x2_x1"
     pyramid_scales: tuple[int, ...] = PUBLISHED_SCALES
+    decoder_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
     num_outputs: int
     adaptation: Adaptation = "frozen"
     lora_rank: int = 16
@@ -57,88 +65,53 @@ class ModelConfig(Record):
     drop_path: float = 0.0
     rope_rescale: float | None = None
     gradient_checkpointing: bool = False
-
-
-def build_segmenter(config: ModelConfig, backbone: ViT) -> "Segmenter":
-    """Put a model together; the backbone is adapted in place. Errors: ConfigError for what does not go together."""
-    inputs = look_up(INPUT_BUILDERS, config.input_builder, kind="input builder")(config.num_channels)
-    if inputs.context_slices != config.context_slices:
-        raise ConfigError(
-            f"input builder {config.input_builder!r} reads {inputs.context_slices} neighbouring slices each side, "
-            f"but context_slices is {config.context_slices}",
-            fix=f"set context_slices to {inputs.context_slices}, or choose another input builder.",
-        )
-    kind = look_up(DECODERS, config.decoder, kind="decoder")
-    taps = config.taps or default_taps(backbone.depth)[-kind.num_taps :]
-    if len(taps) < kind.num_taps:
-        fix = f"give {kind.num_taps} taps, e.g. {default_taps(backbone.depth)[-kind.num_taps :]}."
-        raise ConfigError(f"decoder {config.decoder!r} reads {kind.num_taps} taps, {len(taps)} are given", fix=fix)
-    if max(taps) >= backbone.depth or min(taps) < 0:
-        fix = f"choose from 0 to {backbone.depth - 1}, e.g. {default_taps(backbone.depth)}."
-        raise ConfigError(f"taps {taps} do not fit a backbone of {backbone.depth} blocks", fix=fix)
-    if not config.magnification > 0:
-        raise ConfigError(f"magnification is {config.magnification}", fix="give a number above 0, e.g. 1.0.")
-    read = inspect.signature(kind).parameters
-    settings = {name: value for name, value in config if name in read and name != "num_outputs"}
-    decoder = kind(embed_dims=(backbone.embed_dim,) * kind.num_taps, num_outputs=config.num_outputs, **settings)
-    _adapt(backbone, config)
-    return Segmenter(config, inputs, backbone, decoder, taps)
-
-
-def _adapt(backbone: ViT, config: ModelConfig) -> None:
-    """Decide which weights of the backbone train."""
-    frozen = config.adaptation == "frozen"
-    if frozen and (config.drop_path or config.rope_rescale is not None):
-        fix = "leave drop_path at 0 and rope_rescale unset, or choose adaptation lora, last_k or full."
-        raise ConfigError("drop_path and rope_rescale have no effect on a frozen backbone", fix=fix)
-    if (config.adaptation == "last_k") != (config.last_k > 0) or config.last_k > backbone.depth:
-        fix = f"adaptation last_k with last_k from 1 to {backbone.depth}; any other with last_k 0."
-        raise ConfigError(f"adaptation {config.adaptation!r} does not go with last_k {config.last_k}", fix=fix)
-    if not 0 <= config.drop_path < 1 or (config.rope_rescale is not None and config.rope_rescale < 1):
-        fix = "drop_path lies in [0, 1), rope_rescale is at least 1."
-        raise ConfigError(
-            f"drop_path {config.drop_path} or rope_rescale {config.rope_rescale} is out of range", fix=fix
-        )
-    backbone.drop_path, backbone.rope_rescale = config.drop_path, config.rope_rescale
-    backbone.gradient_checkpointing = config.gradient_checkpointing
-    backbone.requires_grad_(config.adaptation == "full")
-    if config.adaptation == "full":
-        for unused in (backbone.mask_token, *_parameters_of(backbone.local_cls_norm)):
-            unused.requires_grad_(False)
-    elif config.adaptation == "last_k":
-        for module in (*backbone.blocks[-config.last_k :], backbone.norm):
-            module.requires_grad_(True)
-    elif config.adaptation == "lora":
-        add_lora(backbone, rank=config.lora_rank, alpha=config.lora_alpha, dropout=config.lora_dropout)
-
-
-def _parameters_of(module: nn.Module | None) -> tuple[nn.Parameter, ...]:
-    return () if module is None else tuple(module.parameters())
+    detail: Literal["none", "slices", "volume"] = "none"
+    detail_width: int = 16
+    depth_adapter: int = 0
+    slab: int = 1
+    blank_features: bool = False
+    slices_at_once: int | None = None
 
 
 class Segmenter(nn.Module):
-    """Crops (B, C, D + 2 k, H, W) to logits (B, K, D, H, W); k neighbouring slices each side give context only."""
+    """Crops (B, C, D + 2 k, H, W) to logits (B, K, D, H, W); k neighbouring slices each side give context only.
+
+    Input builder, backbone and decoder, and beside them, where configured, a detail stream: the decoder's features are
+    then fused with its coarsest map and refined with its finer ones, in place of the decoder's own classifier.
+    """
 
     def __init__(
-        self, config: ModelConfig, inputs: InputBuilder, backbone: ViT, decoder: Decoder, taps: tuple[int, ...]
+        self, config: ModelConfig, inputs: InputBuilder, backbone: Backbone, decoder: Decoder, taps: tuple[int, ...]
     ) -> None:
         super().__init__()
         self.config, self.taps = config, taps
         self.inputs, self.backbone, self.decoder = inputs, backbone, decoder
+        self.detail: DetailStream | None = None
+        self.fuse: GatedFusion | None = None
+        self.refine: Refinement | None = None
+        if config.detail != "none":
+            in_3d, width = config.detail == "volume", decoder.hidden_width
+            self.detail = DetailStream(
+                num_channels=config.num_channels, width=width, base=config.detail_width, volumetric=in_3d
+            )
+            self.fuse = None if decoder.fuses_detail else GatedFusion(width)
+            self.refine = Refinement(
+                hidden_width=width, num_outputs=config.num_outputs, base=config.detail_width, volumetric=in_3d
+            )
         self.train()
 
     @property
     def cacheable(self) -> bool:
-        """Features of an image never change: backbone frozen and no trained input builder before it."""
-        return self.config.adaptation == "frozen" and not self.inputs.trainable
+        """Features of an image never change: backbone frozen, no adapters in it, no trained input builder before it."""
+        return self.config.adaptation == "frozen" and not self.config.depth_adapter and not self.inputs.trainable
 
     def train(self, mode: bool = True) -> "Segmenter":
         """Training mode for what trains; frozen blocks of the backbone stay in eval mode whatever is asked."""
         super().train(mode)
         if self.config.adaptation in ("frozen", "last_k"):
             self.backbone.eval()
-            for block in self.backbone.blocks[self.backbone.depth - self.config.last_k :]:
-                block.train(mode)
+            for module in self.backbone.tail(self.config.last_k) if self.config.last_k else ():
+                module.train(mode)
         return self
 
     def network_size(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -147,27 +120,73 @@ class Segmenter(nn.Module):
         rows, columns = (max(1, math.ceil(n * self.config.magnification / patch - 1e-6)) * patch for n in size)
         return rows, columns
 
-    def encode(self, image: Float[Tensor, "B C D H W"], *, slices_at_once: int | None = None) -> Features:
+    @property
+    def reads_image(self) -> bool:
+        """The decoding half needs the voxels beside the features."""
+        return self.detail is not None
+
+    @property
+    def volumetric(self) -> bool:
+        """The decoder sees the slices of a slab together."""
+        return 2 not in self.decoder.num_dims
+
+    def encode(self, image: Float[Tensor, "B C Dk H W"], *, slices_at_once: int | None = None) -> Features:
         """Features of the B * D slices, each resized bilinearly (outer edges agreeing) to `network_size`.
 
-        slices_at_once: bounds the memory; the result is the same.
+        slices_at_once: bounds the memory; the result is the same. Default: as configured.
         """
+        num_slices = image.shape[2] - 2 * self.inputs.context_slices
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.cacheable):
             slices = self.inputs(image)
-            parts = [self._encode(part) for part in slices.split(slices_at_once or len(slices))]
+            portion = slices_at_once or self.config.slices_at_once or len(slices)
+            if self.config.depth_adapter:  # a case's slices see each other
+                portion = max(portion // num_slices, 1) * num_slices
+            parts = [self._encode(part, num_slices) for part in slices.split(portion)]
         if len(parts) == 1:
             return parts[0]
         maps = tuple(torch.cat(same_tap) for same_tap in zip(*(part.maps for part in parts), strict=True))
         return Features(maps, torch.cat([part.cls_token for part in parts]), parts[0].patch_size)
 
-    def decode(self, features: Features, size: tuple[int, int]) -> Float[Tensor, "S K H W"]:
-        """Logits of every slice in float32, from the decoder's own grid straight to `size` = (H, W)."""
-        logits: Tensor = self.decoder(features, size)
+    def decode(
+        self, features: Features, shape: tuple[int, int, int], image: Float[Tensor, "B C D H W"] | None = None
+    ) -> Float[Tensor, "B K D H W"]:
+        """Logits in float32 of slabs of `shape` = (D, H, W), from the decoder's own grid straight to the voxels.
+
+        image: the slab's voxels, without context slices; read where the model has a detail stream.
+        """
+        num_slices = shape[0]
+        if self.volumetric:
+            features = features.as_volume(num_slices)
+        logits: Tensor
+        if self.detail is not None:
+            assert image is not None and self.refine is not None
+            logits = self.refine(*self._with_detail(features, self.detail(image), num_slices)).float()
+        elif self.volumetric:
+            logits = self.decoder(features, shape)
+        else:
+            logits = slices_to_volume(self.decoder(features, shape[1:]), num_slices)
         return logits
 
-    def forward(self, image: Float[Tensor, "B C D H W"]) -> Prediction:
-        logits = self.decode(self.encode(image), (image.shape[3], image.shape[4]))  # (B * D, K, H, W)
-        return Prediction(logits.reshape(len(image), -1, *logits.shape[1:]).transpose(1, 2))
+    def forward(self, image: Float[Tensor, "B C Dk H W"]) -> Prediction:
+        centre = self.without_context(image)
+        depth, rows, columns = centre.shape[2:]
+        return Prediction(self.decode(self.encode(image), (depth, rows, columns), centre))
+
+    def without_context(self, image: Float[Tensor, "B C Dk H W"]) -> Float[Tensor, "B C D H W"]:
+        """The slices that get logits."""
+        context = self.inputs.context_slices
+        return image[:, :, context : image.shape[2] - context]
+
+    def _with_detail(self, features: Features, detail: DetailMaps, num_slices: int) -> tuple[Tensor, DetailMaps]:
+        """The decoder's features with the stream's coarsest map in them, (B, W, D, h, w), and the stream's maps."""
+        if self.decoder.fuses_detail:
+            return self.decoder.hidden(features, detail.quarter), detail
+        hidden = self.decoder.hidden(features)
+        if not self.volumetric:
+            hidden = slices_to_volume(hidden, num_slices)
+        assert self.fuse is not None
+        quarter = F.interpolate(detail.quarter, size=hidden.shape[2:], mode="trilinear")
+        return self.fuse(hidden, quarter), detail
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Everything that trains: decoder, adapters, unfrozen parts of the backbone, a learned input projection."""
@@ -215,17 +234,24 @@ class Segmenter(nn.Module):
 
     def _lr_scale(self, name: str, backbone_lr_scale: float, layer_decay: float) -> float:
         parts = name.split(".")
-        if parts[0] != "backbone" or "adapter" in parts:
+        if parts[0] != "backbone" or {"adapter", "depth_adapter"} & set(parts):
             return 1.0
-        depth = self.backbone.depth
-        above = depth - 1 - int(parts[2]) if parts[1] == "blocks" else 0 if parts[1] == "norm" else depth
+        above = self.backbone.depth - 1 - self.backbone.level(name.removeprefix("backbone."))
         return backbone_lr_scale * layer_decay**above
 
-    def _encode(self, slices: Float[Tensor, "S 3 H W"]) -> Features:
+    def _encode(self, slices: Float[Tensor, "S P H W"], num_slices: int) -> Features:
         height, width = slices.shape[2:]
         size = self.network_size((height, width))
         if size != (height, width):
             shrinks = size[0] < height or size[1] < width
             slices = F.interpolate(slices, size=size, mode="bilinear", antialias=shrinks)
-        features: Features = self.backbone(slices, taps=self.taps, tap_norm=self.config.tap_norm)
-        return features
+        features: Features = self.backbone(
+            slices,
+            taps=self.taps,
+            tap_norm=self.config.tap_norm,
+            num_slices=num_slices if self.config.depth_adapter else 1,
+        )
+        if not self.config.blank_features:
+            return features
+        maps = tuple(torch.zeros_like(one) for one in features.maps)
+        return Features(maps, torch.zeros_like(features.cls_token), features.patch_size)

@@ -75,8 +75,9 @@ def _measure(
     """
     import torch
 
+    from voxdino.models.compose import build_segmenter
     from voxdino.models.registry import INPUT_BUILDERS
-    from voxdino.models.segmenter import ModelConfig, build_segmenter
+    from voxdino.models.segmenter import ModelConfig
 
     if sum(parameter.numel() for parameter in backbone.parameters()) > _MOST_PARAMETERS:
         raise ResourceError("the backbone is too large to try it here")

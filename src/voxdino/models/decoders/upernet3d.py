@@ -100,7 +100,8 @@ def _enlarge(width: int, scale: int, *, cubic: bool) -> nn.ConvTranspose3d:
 
 
 def _convolve(in_channels: int, out_channels: int, kernel: int) -> tuple[nn.Module, ...]:
-    norm = nn.GroupNorm(math.gcd(32, out_channels), out_channels)
+    groups = math.gcd(32, max(out_channels // 2, 1))  # of two channels: a pool of one bin has nothing else to norm over
+    norm = nn.GroupNorm(groups, out_channels)
     return nn.Conv3d(in_channels, out_channels, kernel, padding=kernel // 2), norm, nn.PReLU()
 
 

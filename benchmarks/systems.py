@@ -1,0 +1,298 @@
+"""Every recipe on the same folds, budget, seeds and evaluation; nnU-Net beside them; what the backbone adds.
+
+python benchmarks/systems.py --data DATASET --backbone FILE --budget 20m --work FOLDER --save docs/results/systems.md
+       [--recipes all | NAME ...] [--folds 0] [--seeds 0] [--cases all 16 4] [--controls] [--peer-env FOLDER]
+       [--peer 3d_fullres 2d] [--device auto] [-- further options of voxdino run, such as --lossy-labels 127]
+
+A cell is one run of `voxdino run` (or of nnU-Net 2.8.1, in its own environment) with the whole budget, everything but
+the shared preparation in it. Cells that are done are not done again: stop it and start it whenever you like. With
+--controls every frozen recipe is also trained with zeros in place of what the backbone says.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy.stats import wilcoxon
+
+from voxdino.evaluation.statistics import mean_interval
+
+PEER = "nnU-Net"
+HEADER = (
+    "| recipe | Dice | HD95 | NSD | against nnU-Net (p) | trained / all weights (M) | GFLOP a slice |"
+    " steps | training (min) | s a case | peak memory (GiB) |\n| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+)
+
+
+class Cell(NamedTuple):
+    """One run. cases: to train on, None for all. blank: the features are zeros."""
+
+    recipe: str
+    fold: int
+    seed: int
+    cases: int | None
+    blank: bool
+
+    @property
+    def name(self) -> str:
+        cases = "" if self.cases is None else f"-n{self.cases}"
+        return f"{self.recipe}{cases}{'-blank' if self.blank else ''}-s{self.seed}-f{self.fold}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--backbone", required=True)
+    parser.add_argument("--budget", default="20m")
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--save", type=Path)
+    parser.add_argument("--recipes", nargs="+", default=["all"])
+    parser.add_argument("--folds", nargs="+", type=int, default=[0])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--cases", nargs="+", default=["all"])
+    parser.add_argument("--controls", action="store_true")
+    parser.add_argument("--peer", nargs="*", default=[], help="configurations of nnU-Net to run as well")
+    parser.add_argument("--peer-env", type=Path, help="nnU-Net's environment (made by benchmarks/prepare.py)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--limit", type=float, help="start no further cell after so many seconds")
+    arguments, further = parser.parse_known_args()
+    arguments.further = [option for option in further if option != "--"]
+    (arguments.work / "cells").mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    for cell in cells(arguments):
+        if arguments.limit and time.monotonic() - started > arguments.limit:
+            break
+        path = arguments.work / "cells" / f"{cell.name}.json"
+        if not path.exists():
+            print(f"{cell.name} ...", file=sys.stderr, flush=True)
+            path.write_text(json.dumps({"cell": cell._asdict(), **run(cell, arguments)}, indent=1))
+    text = report(arguments)
+    print(text)
+    if arguments.save:
+        arguments.save.write_text(text)
+
+
+def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
+    """All that is asked for, the peers first, what is needed for a whole table before its repetitions."""
+    from voxdino.finetuning.recipes import RECIPES
+
+    names = list(RECIPES) if arguments.recipes == ["all"] else arguments.recipes
+    counts = [None if count == "all" else int(count) for count in arguments.cases]
+    for seed in arguments.seeds:
+        for fold in arguments.folds:
+            for count in counts:
+                if count is None and seed == arguments.seeds[0]:
+                    yield from (Cell(f"{PEER} {name}", fold, seed, None, False) for name in arguments.peer)
+                for name in names:
+                    yield Cell(name, fold, seed, count, False)
+                    if arguments.controls and _has_control(RECIPES[name]()):
+                        yield Cell(name, fold, seed, count, True)
+
+
+def _has_control(config: Any) -> bool:
+    return config.backbone != "none" and config.adaptation == "frozen" and not config.depth_adapter
+
+
+def run(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Train, predict, score: what the tables need of it."""
+    if cell.recipe.startswith(PEER):
+        return run_peer(cell, arguments)
+    work = arguments.work / "voxdino"
+    command = [sys.executable, "-m", "voxdino", "run", str(arguments.data), "--workdir", str(work), "--json"]
+    command += ["--recipe", cell.recipe, "--fold", str(cell.fold), "--name", cell.name, "--device", arguments.device]
+    command += ["--time-budget", arguments.budget, "--set", f"seed={cell.seed}", *arguments.further]
+    if not cell.recipe.startswith("unet"):
+        command += ["--backbone", arguments.backbone]
+    if cell.cases is not None:
+        command += ["--set", f"num_train_cases={cell.cases}"]
+    if cell.blank:
+        command += ["--set", "blank_features=true"]
+    started = time.perf_counter()
+    output, peak_gib = measured(command)
+    told = json.loads(output)
+    folder = work / "runs" / cell.name
+    record = json.loads((folder / "run.json").read_text())
+    return {
+        "scores": told["scores"],
+        "wall_s": time.perf_counter() - started,
+        "training_s": told["seconds"]["finetune"],
+        "predicting_s": told["seconds"]["predict"],
+        "num_steps": told["run"]["num_steps"],
+        "trained": record["num_parameters"]["trained"],
+        "all": record["num_parameters"]["all"],
+        "gflop": gflop_per_slice(folder),
+        "peak_gib": peak_gib,
+    }
+
+
+def measured(command: list[str], environment: dict[str, str] | None = None) -> tuple[str, float]:
+    """stdout of a command and the most memory it had resident, in GiB."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})})
+    assert process.stdout is not None
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
+    return output, usage.ru_maxrss / 2**20
+
+
+def gflop_per_slice(run_folder: Path) -> float:
+    """Arithmetic of a forward pass: 1e9 multiplications and additions, for a slice of the plan's tile."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from voxdino.inference.load import load_model
+
+    model = load_model(run_folder)
+    slices = model.plan.slab
+    image = torch.zeros(1, len(model.plan.channels), slices + 2 * model.plan.context_slices, *model.plan.tile)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.segmenter(image)
+    return counter.get_total_flops() / slices / 1e9
+
+
+def run_peer(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
+    """nnU-Net under the same budget, scored by our evaluation on the same cases."""
+    from voxdino.cli.values import parse_time_budget
+
+    configuration = cell.recipe.removeprefix(f"{PEER} ")
+    folder = arguments.work / "nnunet"
+    places = {f"nnUNet_{name}": str(folder / name) for name in ("raw", "preprocessed", "results")}
+    dataset = folder / "raw" / "Dataset004_Peer"
+    plans = folder / "preprocessed" / dataset.name
+    python = arguments.peer_env / "bin" / "python"
+    if not dataset.exists():
+        dataset.parent.mkdir(parents=True)
+        dataset.symlink_to(arguments.data.resolve())
+    if not (plans / f"ready_{configuration}").exists():
+        tool = str(arguments.peer_env / "bin" / "nnUNetv2_plan_and_preprocess")
+        measured([tool, "-d", "4", "-c", configuration, "-npfp", "2", "-np", "2"], places)
+        given = arguments.data / "splits_final.json"
+        (plans / "splits_final.json").write_text(given.read_text())
+        (plans / f"ready_{configuration}").touch()
+    told, predictions = folder / f"{cell.name}.json", folder / "predictions" / cell.name
+    budget_s = parse_time_budget(arguments.budget)
+    device = "cpu" if arguments.device == "auto" else arguments.device
+    command = [str(python), str(Path(__file__).with_name("nnunet_peer.py")), "--configuration", configuration]
+    command += ["--fold", str(cell.fold), "--budget-s", str(budget_s), "--device", device]
+    started = time.perf_counter()
+    _, peak_gib = measured([*command, "--json", str(told), "--predictions", str(predictions)], places)
+    wall_s = time.perf_counter() - started
+    scored = [sys.executable, "-m", "voxdino", "evaluate", str(predictions), str(arguments.data), "--json"]
+    scores = json.loads(measured(scored)[0])
+    facts = json.loads(told.read_text())
+    return {
+        "scores": scores,
+        "wall_s": wall_s,
+        "training_s": facts["training_s"],
+        "predicting_s": facts["predicting_s"],
+        "num_steps": facts["num_steps"],
+        "trained": facts["num_parameters"],
+        "all": facts["num_parameters"],
+        "gflop": None,
+        "peak_gib": peak_gib,
+    }
+
+
+def report(arguments: argparse.Namespace) -> str:
+    """The tables of all cells that are done."""
+    done = {}
+    for path in sorted((arguments.work / "cells").glob("*.json")):
+        row = json.loads(path.read_text())
+        done[Cell(**row["cell"])] = row
+    command = f"python benchmarks/systems.py --data {arguments.data.name} --budget {arguments.budget}"
+    machine = f"{os.cpu_count()} cores {platform.machine()}, device {arguments.device}"
+    text = f"""# Systems side by side: {arguments.data.name}
+
+`{command} --backbone {Path(arguments.backbone).name} ...`: every row had {arguments.budget} of wall clock for
+fine-tuning, predicting and scoring. {datetime.date.today()}, voxdino {version("voxdino")}, torch {version("torch")},
+{machine}. Mean over the held-back cases [95 % BCa bootstrap interval
+over cases]; p: paired Wilcoxon test of the cases' Dice against the first nnU-Net row.
+
+"""
+    folds = sorted({(cell.fold, cell.seed) for cell in done if cell.cases is None and not cell.blank})
+    for fold, seed in folds:
+        rows = {c.recipe: r for c, r in done.items() if (c.fold, c.seed, c.cases, c.blank) == (fold, seed, None, False)}
+        text += f"## Fold {fold}, seed {seed}, all training cases\n\n{HEADER}{_rows(rows)}\n"
+    return text + _controls(done)
+
+
+def _rows(rows: dict[str, dict[str, Any]]) -> str:
+    peer = next((per_case(row) for name, row in sorted(rows.items(), reverse=True) if name.startswith(PEER)), None)
+    lines = []
+    for name, row in sorted(rows.items(), key=lambda item: -np.mean(list(per_case(item[1]).values()))):
+        dice = per_case(row)
+        against = "–"
+        if peer is not None and peer is not dice and not name.startswith(PEER):
+            difference = np.array([dice[case] - peer[case] for case in peer])
+            against = f"{difference.mean():+.3f} ({wilcoxon(difference).pvalue:.1g})"
+        gflop = "–" if row["gflop"] is None else f"{row['gflop']:.1f}"
+        cells = [
+            name,
+            *(told(row["scores"]["summary"], metric) for metric in ("dice", "hd95", "nsd")),
+            against,
+            f"{row['trained'] / 1e6:.2f} / {row['all'] / 1e6:.1f}",
+            gflop,
+            str(row["num_steps"]),
+            f"{row['training_s'] / 60:.1f}",
+            f"{row['predicting_s'] / row['scores']['num_cases']:.2f}",
+            f"{row['peak_gib']:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |\n")
+    return "".join(lines)
+
+
+def _controls(done: dict[Cell, dict[str, Any]]) -> str:
+    """What the features add: each recipe against itself with zeros, cases and seeds paired."""
+    pairs = [cell for cell in done if not cell.blank and cell._replace(blank=True) in done]
+    if not pairs:
+        return ""
+    text = (
+        "## What the backbone is worth\n\nThe same network with zeros in place of the backbone's features; the"
+        " difference is that of each case, averaged over the seeds.\n\n"
+        "| recipe | training cases | seeds | Dice | with zeros | difference |\n| --- | --- | --- | --- | --- | --- |\n"
+    )
+    groups = sorted({(cell.recipe, cell.cases) for cell in pairs}, key=lambda one: (one[0], one[1] or 10**6))
+    for recipe, count in groups:
+        held = [cell for cell in pairs if (cell.recipe, cell.cases) == (recipe, count)]
+        with_features = [per_case(done[cell]) for cell in held]
+        blank = [per_case(done[cell._replace(blank=True)]) for cell in held]
+        cases = sorted({case for one in with_features for case in one})
+        rows = np.array([[one.get(case, np.nan) for case in cases] for one in with_features])
+        zeros = np.array([[one.get(case, np.nan) for case in cases] for one in blank])
+        interval = mean_interval(np.nanmean(rows - zeros, axis=0).tolist())
+        text += (
+            f"| {recipe} | {count or 'all'} | {len(held)} | {np.nanmean(rows):.3f} | {np.nanmean(zeros):.3f} |"
+            f" {interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}] |\n"
+        )
+    return text
+
+
+def per_case(row: dict[str, Any]) -> dict[str, float]:
+    """Mean Dice over the structures of each case."""
+    found: dict[str, list[float]] = {}
+    for one in row["scores"]["cases"]:
+        if one["values"]["dice"] is not None:
+            found.setdefault(one["case"], []).append(one["values"]["dice"])
+    return {case: float(np.mean(values)) for case, values in found.items()}
+
+
+def told(summary: list[dict[str, Any]], metric: str) -> str:
+    rows = {row["structure"]: row for row in summary if row["metric"] == metric}
+    mean = rows.get("mean") or next(iter(rows.values()))
+    return f"{mean['mean']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]{' ' + mean['unit'] if mean['unit'] else ''}"
+
+
+if __name__ == "__main__":
+    main()
