@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from voxdino.training.losses import LOSSES, dice_binary_cross_entropy, dice_cross_entropy
+from voxdino.training.losses import LOSSES, dice_binary_cross_entropy, dice_cross_entropy, dinomed3d
 
 IGNORED = -1
 REGIONS = partial(dice_binary_cross_entropy, members=[(1, 2), (2,), (1,)], ignore_index=IGNORED)
@@ -75,6 +75,24 @@ def test_dice_counts_only_classes_that_the_batch_holds():
     # cross-entropy ln 3; class 1: overlap 2/3, predicted 4/3, present 2
     expected = torch.log(torch.tensor(3.0)) + 1 - (4 / 3) / (10 / 3)
     torch.testing.assert_close(dice_cross_entropy(logits, labels, ignore_index=IGNORED), expected, atol=1e-5, rtol=0)
+
+
+def test_dinomed3d_by_hand():
+    logits = torch.zeros(1, 3, 1, 4)
+    labels = torch.tensor([[[0, 0, 1, 1]]])  # class 2 is absent; 4 / 3 voxels of it are claimed
+    # cross-entropy ln 3; class 1: overlap 2/3, predicted 4/3, present 2; class 2 counts 1
+    expected = 0.2 * torch.log(torch.tensor(3.0)) + 0.8 * (1 - ((4 / 3) / (10 / 3) + 1) / 2)
+    torch.testing.assert_close(dinomed3d(logits, labels, ignore_index=IGNORED), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("num_voxels, dice", [(9, 1.0), (11, 0.0)])
+def test_dinomed3d_counts_an_absent_class_as_found_below_ten_voxels_of_it(num_voxels, dice):
+    labels = torch.zeros(1, 1, 20, dtype=torch.int64)
+    claimed = torch.arange(20) < num_voxels
+    logits = 60.0 * torch.stack((~claimed, claimed))[None, :, None].float()
+    cross_entropy = 60.0 * num_voxels / 20
+    expected = torch.tensor(0.2 * cross_entropy + 0.8 * (1 - dice))
+    torch.testing.assert_close(dinomed3d(logits, labels, ignore_index=IGNORED), expected, atol=1e-4, rtol=0)
 
 
 def test_a_voxel_may_belong_to_two_regions():
