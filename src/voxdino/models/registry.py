@@ -8,6 +8,7 @@ from voxdino.core.records import nearest
 from voxdino.models.backbones.vit import ViTConfig
 from voxdino.models.backbones.vit import default_taps as default_taps
 from voxdino.models.decoders.base import Decoder
+from voxdino.models.decoders.conv3d import Conv3dDecoder
 from voxdino.models.decoders.linear import LinearDecoder
 from voxdino.models.decoders.primus import PrimusDecoder, SingleTapPrimusDecoder
 from voxdino.models.decoders.segdino_v1 import SegdinoV1Decoder
@@ -79,6 +80,7 @@ DECODERS: dict[str, type[Decoder]] = {
     "segdino_v1": SegdinoV1Decoder,
     "primus": PrimusDecoder,
     "primus_single": SingleTapPrimusDecoder,
+    "conv3d": Conv3dDecoder,
     "upernet3d": Upernet3dDecoder,
 }
 
