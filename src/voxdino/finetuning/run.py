@@ -1,5 +1,6 @@
 """One fine-tuning run: prepared cases and a backbone in, a folder with model, curves and the record of it out."""
 
+import inspect
 import platform
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from voxdino.models.compose import build_segmenter, sees_slab
 from voxdino.models.decoders.tpa_sad import PUBLISHED_SCALES
 from voxdino.models.lora import merge_lora
 from voxdino.models.precision import autocast, channels_last, resolve_device
-from voxdino.models.registry import look_up
+from voxdino.models.registry import DECODERS, look_up
 from voxdino.models.segmenter import ModelConfig, Segmenter
 from voxdino.models.weights import WeightsCard, load_backbone
 from voxdino.preparation.plan import Plan
@@ -296,7 +297,7 @@ def _model_config(config: FinetuneConfig, plan: Plan, card: WeightsCard, device:
         decoder=config.decoder,
         decoder_width=config.decoder_width or (64 if device.type == "cpu" else 128),
         pyramid_scales=config.pyramid_scales or _pyramid_scales(plan, device),
-        decoder_settings=config.decoder_settings,
+        decoder_settings=_decoder_settings(config, plan),
         adaptation=config.adaptation,
         lora_rank=config.lora_rank,
         lora_alpha=config.lora_alpha,
@@ -314,6 +315,18 @@ def _model_config(config: FinetuneConfig, plan: Plan, card: WeightsCard, device:
         magnification=plan.magnification,
         num_outputs=plan.labels.num_outputs,
     )
+
+
+def _decoder_settings(config: FinetuneConfig, plan: Plan) -> dict[str, bool | int | float | str]:
+    """As configured. A 3-D decoder's finest level is no finer than a voxel, or, before a detail stream, than the
+    stream's coarsest map, four voxels wide: finer levels would cost most and could tell nothing.
+    """
+    kind = look_up(DECODERS, config.decoder, kind="decoder")
+    if "finest_scale" not in inspect.signature(kind).parameters:
+        return config.decoder_settings
+    needed = plan.patch_size / plan.magnification / (1 if config.detail == "none" else 4)
+    scale = next((scale for scale in (1, 2) if scale >= 0.75 * needed), 4)
+    return {"finest_scale": scale, **config.decoder_settings}
 
 
 def _pyramid_scales(plan: Plan, device: torch.device) -> tuple[int, ...]:
