@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from voxdino.data.store import CaseStore
+from voxdino.inference.predictor import predicted_slab
 from voxdino.inference.tiles import slab_starts, tile_boxes
 from voxdino.models.precision import autocast, uses_bf16
 from voxdino.models.segmenter import Segmenter
@@ -47,8 +48,11 @@ def predicting_s(workdir: Path, plan: Plan, case_ids: Sequence[str], model: Segm
     for case in case_ids:
         depth, *size = store.record(case).geometry.prepared_shape
         padded = [max(length, tile) for length, tile in zip(size, plan.tile, strict=True)]
-        num_slabs = len(slab_starts(depth, plan.slab, overlap=0.5)) if plan.slab > 1 else depth / SLICES
-        num_tiles += num_slabs * len(tile_boxes(padded, plan.tile))
+        num_seen = float(depth)
+        if plan.slab > 1:
+            slab = predicted_slab(plan.slab, depth)
+            num_seen = slab * len(slab_starts(depth, slab, overlap=0.5))
+        num_tiles += num_seen / slices * len(tile_boxes(padded, plan.tile))
     return (
         FIXED_S + PER_CASE_S * len(case_ids) + AFTER_MODEL * num_tiles * _seconds_per_tile(model, plan, slices, device)
     )

@@ -319,13 +319,14 @@ class CachedExamples:
 
     def _key(self, slices: Sequence[Slice], ids: Sequence[str], sample: Features) -> str:
         """Digest of all that shapes the cached numbers. ids: of the sampler; a view depends on a case's place there."""
-        setting, config = self.setting, self.setting.config
+        setting, config, plan = self.setting, self.setting.config, self.setting.plan
         cases = sorted({case_id for case_id, _ in slices})
         return digest_json(
             {
                 "format": FORMAT,
                 "weights": self._weights_digest,
-                "plan": setting.plan.digest(),
+                "cases prepared": plan.preparation_digest(),
+                "seen": [plan.magnification, plan.crop, plan.input_builder, setting.in_slabs],
                 "taps": setting.segmenter.taps,
                 "maps": [tuple(one.shape[1:]) for one in sample.maps],
                 "tap_norm": config.tap_norm,

@@ -24,6 +24,8 @@ from voxdino.preparation.prepare import ChannelScaling, normalise, prepare_case
 
 LOGIT_BYTES = 128 << 20  # of logits held at once
 
+WHOLE = 1.5  # times the slab of training: so long a volume is predicted whole
+
 Slab = tuple[int, Float[Tensor, "d K h w"]]
 
 
@@ -69,7 +71,8 @@ def predict_slabs(
     """
     frame = _Frame(model, image, scaling)
     if model.plan.slab > 1:
-        yield from _blended(frame, slab_starts(frame.depth, model.plan.slab, overlap=settings.overlap), settings)
+        slab = predicted_slab(model.plan.slab, frame.depth)
+        yield from _blended(frame, slab, settings)
         return
     num_slices = max(1, min(settings.slices_at_once, LOGIT_BYTES // frame.slice_bytes, frame.depth))
     first = 0
@@ -88,9 +91,14 @@ def predict_slabs(
         first = last
 
 
-def _blended(frame: "_Frame", starts: Sequence[int], settings: PredictSettings) -> Iterator[Slab]:
-    """Slabs at `starts`, blended; slices are given out once no later slab reaches them."""
-    slab = min(frame.model.plan.slab, frame.depth)
+def predicted_slab(slab: int, num_slices: int) -> int:
+    """Slices of a volume that are predicted together: all where they are not many more than in training."""
+    return num_slices if num_slices <= WHOLE * slab else slab
+
+
+def _blended(frame: "_Frame", slab: int, settings: PredictSettings) -> Iterator[Slab]:
+    """Overlapping slabs, blended; slices are given out once no later slab reaches them."""
+    starts = slab_starts(frame.depth, slab, overlap=settings.overlap)
     weight = gaussian_weight((slab,)).to(frame.model.device)[:, None, None, None]
     held: Tensor | None = None  # (slices from `first` on, K, H, W), and the sum of their weights
     total = torch.zeros(0, 1, 1, 1, device=frame.model.device)

@@ -94,7 +94,7 @@ def train(
     """
     optimizer = build_optimizer(job.groups, betas=config.betas)
     parameters = trainable(job.model)
-    state = TrainingState(job.model, optimizer, WeightAverage(parameters, config.ema_decay), device)
+    state = TrainingState(job.model, optimizer, WeightAverage(parameters, config.ema_decay), device, started_s=spent_s)
     checkpoints, log = CheckpointFolder(run_folder / "checkpoint"), RunLog(run_folder / "log.jsonl")
     if (saved := checkpoints.newest()) is not None:
         where = checkpoints.folder / f"step-{saved.step:08d}"
@@ -124,7 +124,7 @@ def train(
     job.model.train()
     with job.batches(state.step) as batches:
         while True:
-            progress = progress_of(state.step, job.num_steps, clock.elapsed_s(), clock.budget_s)
+            progress = progress_of(state.step, job.num_steps, *clock.training_s(state.started_s))
             ended = progress >= 1
             if stop:
                 stop_safely()
@@ -184,6 +184,11 @@ class _Clock:
 
     def elapsed_s(self) -> float:
         return time.monotonic() - self._start
+
+    def training_s(self, started_s: float) -> tuple[float, float | None]:
+        """Time spent and the budget, both from the first step on: the learning rate's schedule is training's alone."""
+        left = None if self.budget_s is None else max(self.budget_s - started_s, 1e-3)
+        return self.elapsed_s() - started_s, left
 
     def validation_took(self, seconds: float) -> None:
         self.validation_s, self.validated_at_s = seconds, self.elapsed_s()

@@ -23,6 +23,7 @@ class TrainingState:
     validated_step: step of the last validation; num_stale: validations since the best one.
     num_skipped:    steps left out because the loss or a gradient was not finite; num_bad: of them, in a row until now.
     elapsed_s:      wall clock spent, earlier parts of a resumed run included.
+    started_s:      of it, before the first step.
     """
 
     model: nn.Module
@@ -38,8 +39,18 @@ class TrainingState:
     num_skipped: int = 0
     num_bad: int = 0
     elapsed_s: float = 0.0
+    started_s: float = 0.0
 
-    _COUNTERS = ("best_dice", "best_step", "validated_step", "num_stale", "num_skipped", "num_bad", "elapsed_s")
+    _COUNTERS = (
+        "best_dice",
+        "best_step",
+        "validated_step",
+        "num_stale",
+        "num_skipped",
+        "num_bad",
+        "elapsed_s",
+        "started_s",
+    )
 
     def to_checkpoint(self, identity: dict[str, Any]) -> Checkpoint:
         """identity: settings that must not change until the run is resumed."""

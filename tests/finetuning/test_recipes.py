@@ -1,0 +1,125 @@
+"""Every recipe trains, stops and goes on to the same bits; the recipe `auto` chooses with a reason."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from voxdino.core.errors import ConfigError, StoppedError
+from voxdino.core.safe_files import read_json
+from voxdino.finetuning.choose import choose_recipe
+from voxdino.finetuning.recipes import RECIPES
+from voxdino.finetuning.run import finetune
+from voxdino.inference.load import load_model
+from voxdino.preparation.fingerprint import Fingerprint
+from voxdino.preparation.plan import Plan
+
+SMALL = {"num_epochs": 1, "steps_per_epoch": 4, "batch_size": 2, "cached_views": 1, "validation_slices": 5}
+SMALL |= {"num_workers": 1, "amp": "off"}
+NARROW = {"decoder_width": 8, "detail_width": 4}
+
+
+def small_recipe(name, **changes):
+    """The recipe with few, small steps and small slabs."""
+    config = RECIPES[name]()
+    update = {**SMALL, **NARROW, **changes}
+    if config.backbone != "none":
+        update["backbone"] = "random:tiny"
+    if config.slab is not None:
+        update["slab"] = 3
+    if config.first is not None:
+        update["first"] = config.first.model_copy(update=SMALL)
+    return config.model_copy(update=update)
+
+
+def run(workdir, config, name, listen=lambda event: None):
+    return finetune(workdir, config, run_folder=workdir / name, on_event=listen)
+
+
+def interrupt_at(step, stages):
+    """A listener that sends this process a signal at a step of the last stage."""
+    seen = 0
+
+    def listen(event):
+        nonlocal seen
+        seen += event.kind == "step" and event.done == step
+        if seen == stages:
+            seen += 1
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return listen
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_trains_stops_and_goes_on_to_the_same_model(workdir, name):
+    config = small_recipe(name)
+    assert run(workdir, config, "whole").num_steps == 4
+    with pytest.raises(StoppedError):
+        run(workdir, config, "parts", interrupt_at(2, stages=1 + (config.first is not None)))
+    run(workdir, config, "parts")
+    whole, parts = (load_file(workdir / part / "model.safetensors") for part in ("whole", "parts"))
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    model = load_model(workdir / "whole")
+    image = torch.randn(1, 1, model.plan.slab + 2 * model.plan.context_slices, *model.plan.crop)
+    assert torch.isfinite(model.segmenter(image).logits).all()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_says_what_it_is_and_when_to_take_it(name):
+    assert RECIPES[name]().recipe == name
+    told = RECIPES[name].__doc__ or ""
+    assert "Take it" in told and ("arXiv" in told.split("\n")[0] or "Ours" in told or "Not in the paper" in told)
+    assert type(RECIPES[name]()).from_json(json.loads(json.dumps(RECIPES[name]().to_json()))) == RECIPES[name]()
+
+
+def test_the_second_stage_starts_from_the_backbone_that_the_first_adapted(workdir):
+    config = small_recipe("dinomed3d")
+    run(workdir, config, "one")
+    key = "backbone.blocks.0.attn.qkv.weight"
+    first, second = (load_file(workdir / f"one/{stage}model.safetensors")[key].float() for stage in ("stage1/", ""))
+    from voxdino.models.weights import load_backbone
+
+    torch.manual_seed(config.seed)
+    original = load_backbone("random:tiny")[0].state_dict()[key.removeprefix("backbone.")]
+    assert torch.equal(first, second) and not torch.equal(first, original)
+    assert read_json(workdir / "one/stage1/run.json")["config"]["recipe"] == "dinomed3d_stage1"
+
+
+def test_fewer_training_cases_are_part_of_more(workdir):
+    trained = {}
+    for count in (1, 2, 3):
+        run(workdir, small_recipe("segdino_v2", num_train_cases=count), f"n{count}")
+        split = read_json(workdir / f"n{count}/run.json")["split"]
+        trained[count] = set(split["train"])
+        assert len(trained[count]) == count and len(split["val"]) == 1
+    assert trained[1] < trained[2] < trained[3]
+
+
+def test_a_slab_that_nothing_sees_is_refused(workdir):
+    with pytest.raises(ConfigError, match="nothing in the model sees several slices"):
+        run(workdir, small_recipe("segdino_v2", slab=4), "one")
+
+
+def facts(workdir, **changes):
+    """(fingerprint, plan) of the small volumes, with some facts changed."""
+    fingerprint = Fingerprint.read(workdir / "fingerprint.json")
+    return fingerprint.model_copy(update=changes), Plan.read(workdir / "plan.json")
+
+
+def test_few_slices_or_thick_ones_are_segmented_one_by_one(workdir):
+    fingerprint, plan = facts(workdir)
+    name, reason = choose_recipe(fingerprint, plan, num_train=4)
+    assert name == "segdino_v2_lora" and "too few for a 3-D decoder" in reason
+
+
+def test_volumes_get_a_3d_decoder_and_pictures_do_not(workdir):
+    fingerprint, plan = facts(workdir)
+    many = fingerprint.model_copy(update={"median_shape": {"R": 20, "A": 15, "S": 40}}, deep=True)
+    assert choose_recipe(many, plan, num_train=4)[0] == "frozen_detail3d"
+    pictures = plan.model_copy(update={"slice_axis": None, "ndim": 2})
+    assert choose_recipe(fingerprint, pictures, num_train=500)[0] == "segdino_v2_lora"
+    name, reason = choose_recipe(fingerprint, pictures, num_train=8)
+    assert name == "segdino_v2" and "only 8" in reason
