@@ -90,13 +90,15 @@ class Segmenter(nn.Module):
         self.fuse: GatedFusion | None = None
         self.refine: Refinement | None = None
         if config.detail != "none":
-            in_3d, width = config.detail == "volume", decoder.hidden_width
-            self.detail = DetailStream(
-                num_channels=config.num_channels, width=width, base=config.detail_width, volumetric=in_3d
-            )
+            in_3d, width, base = config.detail == "volume", decoder.hidden_width, config.detail_width
+            self.detail = DetailStream(num_channels=config.num_channels, width=width, base=base, volumetric=in_3d)
             self.fuse = None if decoder.fuses_detail else GatedFusion(width)
             self.refine = Refinement(
-                hidden_width=width, num_outputs=config.num_outputs, base=config.detail_width, volumetric=in_3d
+                hidden_width=width,
+                num_outputs=config.num_outputs,
+                base=base,
+                widths=(4 * base, 2 * base),
+                volumetric=in_3d,
             )
         self.train()
 
