@@ -26,8 +26,20 @@ def evaluate(
         Path | None, typer.Option("--labels", help="dataset.json, labels.json or plan.json that names the labels.")
     ] = None,
     metrics: Annotated[
-        str | None, typer.Option("--metrics", help="Some of voxdino list metrics, with commas; default: all.")
+        str | None,
+        typer.Option(
+            "--metrics", help="Some of voxdino list metrics, with commas; default: all, lesion-wise ones apart."
+        ),
     ] = None,
+    lesions: Annotated[
+        bool, typer.Option("--lesions", help="Lesion-wise scores too: recall, precision, F1, recall by size.")
+    ] = False,
+    lesion_overlap: Annotated[
+        float,
+        typer.Option(
+            "--lesion-overlap", min=0.0, max=1.0, help="Share of a lesion to be marked (--lesions); 0: one voxel."
+        ),
+    ] = 0.0,
     tolerance: Annotated[float, typer.Option("--tolerance", min=0.0, help="Of NSD, in mm.")] = 1.0,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: scores.json with the predictions.")] = None,
     map_: MapOption = None,
@@ -43,7 +55,7 @@ def evaluate(
     from voxdino.cli.summaries import error_of, print_scores
     from voxdino.cli.values import read_options
     from voxdino.evaluation.evaluate import evaluate as score
-    from voxdino.evaluation.metrics import METRICS
+    from voxdino.evaluation.metrics import LESION_METRICS, USUAL_METRICS
 
     options = read_options(
         label_map=map_,
@@ -51,6 +63,7 @@ def evaluate(
         geometry_tol=geometry_tol,
         trust_array_order=trust_array_order,
     )
+    wanted = tuple(name.strip() for name in metrics.split(",")) if metrics else USUAL_METRICS
     pairs, label_set = find_pairs(predictions, references, labels, options)
     with counting("scoring") as on_progress:
         scores = score(
@@ -58,7 +71,8 @@ def evaluate(
             label_set,
             options,
             tolerance_mm=tolerance,
-            metrics=[name.strip() for name in metrics.split(",")] if metrics else tuple(METRICS),
+            metrics=tuple(dict.fromkeys(wanted + LESION_METRICS)) if lesions or lesion_overlap else wanted,
+            min_overlap=lesion_overlap,
             num_workers=workers,
             strict=strict,
             on_progress=on_progress,

@@ -12,7 +12,7 @@ from voxdino.core.errors import PartialError
 from voxdino.core.geometry import format_shape, format_spacing
 from voxdino.core.io import read_grid
 from voxdino.core.safe_files import read_json
-from voxdino.evaluation.report import report_table
+from voxdino.evaluation.report import lesion_table, report_table
 from voxdino.evaluation.scores import Scores
 from voxdino.inference.run import RECORD_NAME, PredictSummary
 from voxdino.preparation.case import Case
@@ -54,8 +54,11 @@ def partial_result(folder: Path) -> dict[str, Any]:
 
 
 def print_scores(scores: Scores) -> None:
-    """The table of scores on stdout, at its full width where stdout is no terminal."""
-    Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 200).print(report_table(scores))
+    """The table of scores on stdout, that of lesions below it; at full width where stdout is no terminal."""
+    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 200)
+    console.print(report_table(scores))
+    if scores.lesions:
+        console.print(lesion_table(scores))
 
 
 def error_of(scores: Scores, where: Path) -> PartialError | None:

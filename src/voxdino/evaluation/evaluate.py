@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from inspect import getdoc
-from math import isnan, nan
+from math import isnan, nan, prod
 from pathlib import Path
 
 import numpy as np
@@ -18,9 +18,18 @@ from voxdino.core.io import image_suffix, is_image, read_label_map
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.labels import LabelSet
 from voxdino.core.records import nearest
+from voxdino.evaluation.lesions import lesion_scores, summarise_lesions
 from voxdino.evaluation.masks import MaskPair, pair_masks
-from voxdino.evaluation.metrics import METRICS
-from voxdino.evaluation.scores import FailedCase, Outcome, Scores, StructureCounts, StructureScores, Summary
+from voxdino.evaluation.metrics import METRICS, USUAL_METRICS
+from voxdino.evaluation.scores import (
+    FailedCase,
+    LesionSummary,
+    Outcome,
+    Scores,
+    StructureCounts,
+    StructureScores,
+    Summary,
+)
 from voxdino.evaluation.statistics import FEW_CASES, mean_interval
 from voxdino.preparation.check import Progress
 
@@ -38,7 +47,8 @@ def evaluate(
     options: ReadOptions | None = None,
     *,
     tolerance_mm: float = 1.0,
-    metrics: Sequence[str] = tuple(METRICS),
+    metrics: Sequence[str] = USUAL_METRICS,
+    min_overlap: float = 0.0,
     num_workers: int | None = None,
     strict: bool = False,
     on_progress: Progress | None = None,
@@ -47,6 +57,9 @@ def evaluate(
 
     A pair that cannot be read or whose grids differ is listed in `failed` and the others go on; `strict` raises its
     error instead. Voxels that carry the label set's ignore id in the reference count as background in both masks.
+
+    metrics:     of METRICS; where one is lesion-wise, the lesions are listed per case and summarised by size too.
+    min_overlap: share of a lesion that must be marked for it to count as found; 0: one voxel is enough.
     on_progress(done, total) is called after every case. Errors: UsageError for an unknown metric.
     """
     options = options or ReadOptions()
@@ -59,7 +72,7 @@ def evaluate(
     def score(pair: tuple[str, Path, Path]) -> _ScoredCase | FailedCase:
         case, prediction, reference = pair
         try:
-            return _score_files(case, prediction, reference, labels, options, tolerance_mm, metrics)
+            return _score_files(case, prediction, reference, labels, options, tolerance_mm, metrics, min_overlap)
         except VoxdinoError as error:
             if strict:
                 raise
@@ -74,7 +87,7 @@ def evaluate(
                 on_progress(len(results), len(pairs))
     scored = [result for result in results if isinstance(result, _ScoredCase)]
     failed = [result for result in results if isinstance(result, FailedCase)]
-    return _summarise(scored, failed, labels, tolerance_mm, metrics)
+    return _summarise(scored, failed, labels, tolerance_mm, metrics, min_overlap)
 
 
 def score_label_maps(
@@ -85,16 +98,18 @@ def score_label_maps(
     *,
     case: str = "",
     tolerance: float = 1.0,
-    metrics: Sequence[str] = tuple(METRICS),
+    metrics: Sequence[str] = USUAL_METRICS,
+    min_overlap: float = 0.0,
 ) -> tuple[StructureScores, ...]:
     """Score class indices (*spatial) of a prediction against those of its reference, one row per structure."""
     ignored = reference == labels.ignore_index
     if ignored.any():
         prediction, reference = np.where(ignored, 0, prediction), np.where(ignored, 0, reference)
+    by_lesion = any(METRICS[metric].by_lesion for metric in metrics)
     rows = []
     for name, members in structures(labels):
         masks = [union_mask(indices, members) for indices in (prediction, reference)]
-        pair = pair_masks(masks[0], masks[1], grid.spacing, tolerance=tolerance)
+        pair = pair_masks(masks[0], masks[1], grid.spacing, tolerance=tolerance, min_overlap=min_overlap)
         values = {metric: METRICS[metric].compute(pair) for metric in metrics}
         rows.append(
             StructureScores(
@@ -102,6 +117,7 @@ def score_label_maps(
                 structure=name,
                 outcome=_outcome(pair),
                 values={metric: None if isnan(value) else value for metric, value in values.items()},
+                lesions=lesion_scores(pair.lesions, prod(grid.spacing)) if by_lesion else None,
             )
         )
     return tuple(rows)
@@ -153,6 +169,7 @@ def _score_files(
     options: ReadOptions,
     tolerance: float,
     metrics: Sequence[str],
+    min_overlap: float,
 ) -> _ScoredCase:
     prediction = read_label_map(prediction_file, options=prediction_options(options, labels))
     reference = read_label_map(reference_file, options=options)
@@ -175,6 +192,7 @@ def _score_files(
         case=case,
         tolerance=tolerance,
         metrics=metrics,
+        min_overlap=min_overlap,
     )
     volume_unit = grid.unit if grid.unit == "px" else "ml" if grid.ndim == 3 else "mm²"
     return _ScoredCase(rows, grid.unit, volume_unit)
@@ -200,6 +218,7 @@ def _summarise(
     labels: LabelSet,
     tolerance: float,
     metrics: Sequence[str],
+    min_overlap: float,
 ) -> Scores:
     names = [name for name, _ in structures(labels)]
     length_units = sorted({case.length_unit for case in scored}) or ["mm"]
@@ -241,7 +260,20 @@ def _summarise(
         warnings=tuple(_warnings(len(scored), counts, units)),
         failed=tuple(failed),
         cases=tuple(row for case in scored for row in case.rows),
+        lesions=_lesions(scored, names, units["volume"].replace("ml", "mm³"), min_overlap),
     )
+
+
+def _lesions(
+    scored: Sequence[_ScoredCase], names: Sequence[str], unit: str, min_overlap: float
+) -> tuple[LesionSummary, ...]:
+    """Per structure, where lesions were counted."""
+    summaries = []
+    for place, name in enumerate(names):
+        cases = [lesions for case in scored if (lesions := case.rows[place].lesions) is not None]
+        if cases:
+            summaries.append(summarise_lesions(name, cases, unit=unit, min_overlap=min_overlap))
+    return tuple(summaries)
 
 
 def _number(value: float | None) -> float:

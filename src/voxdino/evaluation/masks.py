@@ -9,6 +9,7 @@ from jaxtyping import Bool
 
 from voxdino.core.errors import GeometryError
 from voxdino.core.geometry import format_shape
+from voxdino.evaluation.lesions import Lesions, match_lesions
 from voxdino.evaluation.surface import SurfaceDistances, surface_distances
 
 
@@ -20,6 +21,7 @@ class MaskPair:
     spacing:      length of a voxel along each axis, in mm (pixels where the file states none).
     voxel_volume: volume of a voxel in the unit that volumes are reported in (ml; in 2-D mm² or pixels).
     tolerance:    the distance up to which surfaces count as the same in NSD, in the unit of the spacing.
+    min_overlap:  share of a lesion that must be marked for it to count as found; 0: one voxel.
     """
 
     prediction: Bool[np.ndarray, "*spatial"]
@@ -27,6 +29,7 @@ class MaskPair:
     spacing: tuple[float, ...]
     voxel_volume: float
     tolerance: float
+    min_overlap: float = 0.0
 
     @cached_property
     def surfaces(self) -> SurfaceDistances | None:
@@ -35,6 +38,11 @@ class MaskPair:
             return None
         return surface_distances(self.prediction, self.reference, self.spacing)
 
+    @cached_property
+    def lesions(self) -> Lesions:
+        """Connected components of both masks, matched."""
+        return match_lesions(self.prediction, self.reference, min_overlap=self.min_overlap)
+
 
 def pair_masks(
     prediction: Bool[np.ndarray, "..."],
@@ -42,6 +50,7 @@ def pair_masks(
     spacing: tuple[float, ...],
     *,
     tolerance: float = 1.0,
+    min_overlap: float = 0.0,
 ) -> MaskPair:
     """Crop both masks to the box that holds them. A volume of one slice is scored as the picture it is.
 
@@ -58,7 +67,7 @@ def pair_masks(
         prediction, reference = prediction.squeeze(thin), reference.squeeze(thin)
         spacing = spacing[:thin] + spacing[thin + 1 :]
     box = bounding_box(prediction | reference)
-    return MaskPair(prediction[box], reference[box], spacing, voxel_volume, tolerance)
+    return MaskPair(prediction[box], reference[box], spacing, voxel_volume, tolerance, min_overlap)
 
 
 def bounding_box(mask: Bool[np.ndarray, "*spatial"]) -> tuple[slice, ...]:

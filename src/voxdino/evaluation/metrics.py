@@ -15,12 +15,14 @@ class Metric:
     unit:       "" (a share), "length" (mm or pixels) or "volume" (ml; in 2-D mm² or pixels).
     better:     which direction is the better one; None for plain facts.
     definition: what exactly is computed, printed beside every number.
+    by_lesion:  counts connected components: computed only where asked for, since organs are not lesions.
     """
 
     compute: Callable[[MaskPair], float]
     unit: Literal["", "length", "volume"]
     better: Literal["higher", "lower"] | None
     definition: str
+    by_lesion: bool = False
 
 
 def dice(pair: MaskPair) -> float:
@@ -64,6 +66,21 @@ def volume_error(pair: MaskPair) -> float:
     return (int(pair.prediction.sum()) - int(pair.reference.sum())) * pair.voxel_volume
 
 
+def lesion_recall(pair: MaskPair) -> float:
+    """Share of the reference's lesions (connected components) that are found. Reference empty: NaN (undefined)."""
+    return pair.lesions.recall
+
+
+def lesion_precision(pair: MaskPair) -> float:
+    """Share of the predicted lesions that are in the reference. Prediction empty: NaN (undefined)."""
+    return pair.lesions.precision
+
+
+def lesion_f1(pair: MaskPair) -> float:
+    """Harmonic mean of lesion recall and precision. Both masks empty: NaN (undefined). One empty: 0."""
+    return pair.lesions.f1
+
+
 METRICS: dict[str, Metric] = {
     "dice": Metric(dice, "", "higher", "dice"),
     "iou": Metric(iou, "", "higher", "iou"),
@@ -71,4 +88,11 @@ METRICS: dict[str, Metric] = {
     "nsd": Metric(nsd, "", "higher", "nsd:area-weighted"),
     "volume": Metric(volume, "volume", None, "volume:predicted"),
     "volume_error": Metric(volume_error, "volume", None, "volume:predicted-minus-reference"),
+    "lesion_recall": Metric(lesion_recall, "", "higher", "lesion-recall:overlapping-components", by_lesion=True),
+    "lesion_precision": Metric(
+        lesion_precision, "", "higher", "lesion-precision:overlapping-components", by_lesion=True
+    ),
+    "lesion_f1": Metric(lesion_f1, "", "higher", "lesion-f1:overlapping-components", by_lesion=True),
 }
+LESION_METRICS = tuple(name for name, metric in METRICS.items() if metric.by_lesion)
+USUAL_METRICS = tuple(name for name in METRICS if name not in LESION_METRICS)

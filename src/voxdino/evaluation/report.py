@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from voxdino.evaluation.metrics import METRICS
-from voxdino.evaluation.scores import Scores, Summary
+from voxdino.evaluation.scores import LesionBin, Scores, Share, Summary
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -41,6 +41,50 @@ def report_table(scores: Scores) -> "Table":
     for row in rows:
         table.add_row(*row, end_section=row is rows[-2] if len(rows) > 1 else False)
     return table
+
+
+def lesion_rows(scores: Scores) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """(header, rows) of texts: per structure all lesions, by thirds of the reference's sizes, and by fixed sizes."""
+    header = ("structure", "size", "lesions", "found", "recall", "precision", "F1", "false alarms")
+    rows = []
+    for one in scores.lesions:
+        false_alarms = f"{one.num_predicted - one.num_true} of {one.num_predicted}"
+        shares = (format_share(share) for share in (one.recall, one.precision, one.f1))
+        rows.append((one.structure, "all", str(one.num_reference), str(one.num_found), *shares, false_alarms))
+        bins = [(of, "third: ") for of in one.by_tercile] + [(of, "") for of in one.by_volume]
+        for of, kind in bins:
+            cells = (f"{kind}{_format_range(of)} {one.unit}", str(of.num), str(of.num_found), format_share(of.recall))
+            rows.append(("", *cells, "", "", ""))
+    return header, rows
+
+
+def lesion_table(scores: Scores) -> "Table":
+    """The lesion-wise scores as a rich table, with what counts as found below it."""
+    from rich.table import Table
+
+    header, rows = lesion_rows(scores)
+    needed = max((one.min_overlap for one in scores.lesions), default=0.0)
+    rule = f"{needed:.0%} of its voxels are" if needed else "one of its voxels is"
+    note = f"all cases together [95 % bootstrap interval over cases]; a lesion is found when {rule} marked"
+    table = Table(title="Lesions", caption=note, caption_justify="left", title_justify="left")
+    for position, name in enumerate(header):
+        table.add_column(name, justify="left" if position < 2 else "right")
+    for place, row in enumerate(rows):
+        table.add_row(*row, end_section=place + 1 < len(rows) and bool(rows[place + 1][0]))
+    return table
+
+
+def format_share(share: Share) -> str:
+    """ "0.714 [0.62, 0.80]" with three digits each; "undefined" where there is nothing to count."""
+    if share.value is None:
+        return "undefined"
+    return f"{share.value:.3f}" + ("" if share.low is None else f" [{share.low:.3f}, {share.high:.3f}]")
+
+
+def _format_range(of: LesionBin) -> str:
+    if of.low is None:
+        return "all" if of.high is None else f"up to {of.high:.4g}"
+    return f"above {of.low:.4g}" if of.high is None else f"{of.low:.4g} to {of.high:.4g}"
 
 
 def format_mean(row: Summary) -> str:

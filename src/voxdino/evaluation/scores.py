@@ -7,18 +7,74 @@ from voxdino.core.records import Record
 Outcome = Literal["both", "missed", "false alarm", "absent"]
 
 
+class Share(Record):
+    """A share over all cases together. low, high: 95 % bootstrap interval over cases. None where undefined."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+class LesionScores(Record):
+    """The lesions of one structure in one case; voxdino.evaluation.lesions has the rules.
+
+    volumes: of each lesion of the reference, ascending, in the unit of the summary.  found: whether it was found.
+    num_predicted, num_true: lesions of the prediction, and those of them that are in the reference.
+    """
+
+    volumes: tuple[float, ...]
+    found: tuple[bool, ...]
+    num_predicted: int
+    num_true: int
+
+
+class LesionBin(Record):
+    """Lesions of the reference with a volume above `low` and at most `high` (None: no limit)."""
+
+    low: float | None
+    high: float | None
+    num: int
+    num_found: int
+    recall: Share
+
+
+class LesionSummary(Record):
+    """The lesions of one structure in all cases together (the summary of metrics has means over cases).
+
+    unit:        of volumes: "mm³", in pictures "mm²", "px" where files state no spacing.
+    min_overlap: share of a lesion that must be marked; 0: one voxel.
+    by_tercile:  recall of the smaller, middle and larger third of the reference's lesions.
+    by_volume:   recall between fixed volumes, the same for every data set.
+    """
+
+    structure: str
+    unit: str
+    min_overlap: float
+    num_reference: int
+    num_found: int
+    num_predicted: int
+    num_true: int
+    recall: Share
+    precision: Share
+    f1: Share
+    by_tercile: tuple[LesionBin, ...]
+    by_volume: tuple[LesionBin, ...]
+
+
 class StructureScores(Record):
     """One structure of one case.
 
     outcome: "both" masks hold it; "missed": only the reference does; "false alarm": only the prediction does;
              "absent": neither.
     values:  metric name -> number; None where it is undefined (the metric's rule for empty masks).
+    lesions: None where no lesion-wise metric was asked for.
     """
 
     case: str
     structure: str
     outcome: Outcome
     values: dict[str, float | None]
+    lesions: LesionScores | None = None
 
 
 class FailedCase(Record):
@@ -62,6 +118,7 @@ class Scores(Record):
 
     tolerance, length_unit: the tolerance of NSD and the unit of all lengths, "mm" ("px" where files state none).
     definitions: metric -> definition id.   rules: metric -> what it does with empty masks.
+    lesions: per structure, where a lesion-wise metric was asked for.
     """
 
     voxdino_version: str
@@ -76,6 +133,7 @@ class Scores(Record):
     warnings: tuple[str, ...]
     failed: tuple[FailedCase, ...]
     cases: tuple[StructureScores, ...]
+    lesions: tuple[LesionSummary, ...] = ()
 
     def mean(self, metric: str = "dice", structure: str = "mean") -> float | None:
         """The mean of a metric over the cases: of one structure, or of the structures' average in each case."""

@@ -1,6 +1,6 @@
 """Means over cases with an honest interval: how far another sample of the same size could have moved them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -46,6 +46,33 @@ def mean_interval(values: Sequence[float], *, confidence: float = 0.95, seed: in
         return MeanInterval(mean, mean, mean, len(array), num_undefined)
     low, high = _bca(defined, (1 - confidence) / 2, np.random.default_rng(seed))
     return MeanInterval(mean, low, high, len(array), num_undefined)
+
+
+def pooled_interval(
+    counts: NDArray[np.float64],
+    statistic: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    *,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> tuple[float | None, float | None, float | None]:
+    """A statistic of summed counts and its percentile bootstrap interval over cases: value, low, high.
+
+    counts:    (num_cases, n).  statistic: (m, n) sums -> (m,) values, NaN where undefined.
+    None where the value is undefined; no interval for fewer than two cases. Resamples without a value are left out.
+    """
+    num_cases = len(counts)
+    value = float(statistic(counts.sum(axis=0, keepdims=True))[0])
+    if np.isnan(value):
+        return None, None, None
+    if num_cases < 2:
+        return value, None, None
+    rng = np.random.default_rng(seed)
+    drawn = [
+        statistic(rng.multinomial(num_cases, np.full(num_cases, 1 / num_cases), size=rows) @ counts)
+        for rows in _rows_per_block(NUM_RESAMPLES, num_cases)
+    ]
+    low, high = np.nanquantile(np.concatenate(drawn), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return value, float(low), float(high)
 
 
 def _bca(values: NDArray[np.float64], tail: float, rng: np.random.Generator) -> tuple[float, float]:
