@@ -1,5 +1,7 @@
 """Laws of the whole model: sizes, what trains and what stays frozen, saving what trained."""
 
+import copy
+
 import pytest
 import torch
 
@@ -30,7 +32,7 @@ def volume(channels=1, depth=4, height=9, width=14):
     return torch.randn(2, channels, depth, height, width)
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("decoder", [name for name, kind in DECODERS.items() if kind.num_taps])
 @pytest.mark.parametrize("size", [(9, 14), (16, 16), (5, 31)])
 @pytest.mark.parametrize("magnification", [0.7, 1.0, 2.5])
 def test_logits_have_the_size_of_the_crop(build, decoder, size, magnification):
@@ -271,12 +273,80 @@ def test_tap_norm_can_be_left_out(build):
         ({"adaptation": "full", "rope_rescale": 0.5}, "out of range"),
         ({"adaptation": "lora", "lora_rank": 0}, "cannot be built"),
         ({"pyramid_scales": (1, 2, 4, 8)}, "no four falling enlargements"),
+        ({"slab": 4}, "nothing in the model sees several slices"),
+        ({"blank_features": True, "adaptation": "lora"}, "trains a backbone that blank_features hides"),
+        ({"decoder_settings": {"widht": 3}}, "decoder 'tpa_sad' has no setting 'widht'"),
+        ({"decoder": "conv3d", "decoder_settings": {"finest_scal": 2}}, "Did you mean 'finest_scale'"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused_with_a_fix(build, settings, words):
     with pytest.raises(ConfigError, match=words) as caught:
         build(**settings)
     assert caught.value.fix
+
+
+COMPOSED = {
+    f"{decoder}, {detail}, {adapter or 'no'} adapter": {"decoder": decoder, "detail": detail, "depth_adapter": adapter}
+    for decoder in DECODERS
+    if DECODERS[decoder].num_taps
+    for detail in ("none", "slices", "volume")
+    for adapter in (0, 4)
+}
+
+
+@pytest.mark.parametrize("name", COMPOSED)
+def test_every_decoder_goes_with_every_detail_stream_and_adapter(build, name):
+    model = build(detail_width=4, **COMPOSED[name])
+    logits = model(volume(depth=3)).logits
+    assert logits.shape == (2, 3, 3, 9, 14) and logits.dtype == torch.float32
+    logits.square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+    again = build(detail_width=4, **COMPOSED[name])
+    again.load_trainable_state(model.trainable_state())
+
+
+@pytest.mark.parametrize("decoder", ["tpa_sad", "conv3d"])
+def test_adapters_change_nothing_at_first(build, new_vit, decoder):
+    torch.manual_seed(5)
+    vit = new_vit()
+    plain = build(copy.deepcopy(vit), decoder=decoder).eval()
+    for settings in ({"depth_adapter": 4}, {"adaptation": "lora"}, {"depth_adapter": 4, "adaptation": "lora"}):
+        adapted = build(copy.deepcopy(vit), decoder=decoder, **settings).eval()
+        image = volume()
+        for ours, theirs in zip(adapted.encode(image).maps, plain.encode(image).maps, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_what_works_in_3d_sees_the_slices_beside_it(build):
+    for settings in ({"decoder": "conv3d"}, {"detail": "volume", "detail_width": 4}):
+        model = build(**settings).eval()
+        image = volume(depth=5)
+        changed = image.clone()
+        changed[:, :, 2] += 1
+        difference = (model(image).logits - model(changed).logits).abs().amax((0, 1, 3, 4))
+        assert difference[1:4].min() > 1e-4
+
+
+def test_the_control_without_features_does_not_see_the_backbone(build):
+    image = volume()
+    one, two = (build(new, detail="slices", detail_width=4, blank_features=True) for new in (None, None))
+    with torch.no_grad():
+        for value in two.backbone.parameters():
+            value.add_(1)
+    torch.testing.assert_close(one.eval()(image).logits, two.eval()(image).logits)
+    assert not any(tap.any() for tap in one.encode(image).maps)
+
+
+def test_a_detail_stream_sees_what_tokens_cannot(build):
+    """A single bright voxel moves the peak of its influence with it, though it stays in its token."""
+    model = build(detail="slices", detail_width=4, magnification=0.25).eval()
+    peaks = []
+    for column in (5, 7):
+        image = torch.zeros(1, 1, 1, 32, 32)
+        plain = model(image).logits
+        image[..., 6, column] = 5
+        peaks.append(int((model(image).logits - plain).abs().sum((0, 1, 2, 3)).argmax()))
+    assert peaks[1] - peaks[0] == 2
 
 
 @pytest.mark.parametrize("settings", [{"decoder": "tpa"}, {"input_builder": "repeats"}])
