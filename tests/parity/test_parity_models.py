@@ -18,6 +18,7 @@ STORED = {
     "dinov3_vit_7b_style",
     "meddinov3_vit",
     "hf_dinov3_vit",
+    "dinov3_convnext",
     "timm_dinov3_vit",
     "timm_dinov2_vit",
     "segdino_v1_head",

@@ -41,10 +41,7 @@ def _entries(table: Table) -> dict[str, str]:
         case Table.backbones:
             from voxdino.models.registry import BACKBONES
 
-            return {
-                name: f"{c.family}, width {c.embed_dim}, depth {c.depth}, {c.num_heads} heads, patch {c.patch_size}"
-                for name, c in BACKBONES.items()
-            }
+            return {name: config.summary() for name, config in BACKBONES.items()}
         case Table.decoders:
             from voxdino.models.registry import DECODERS
 

@@ -82,11 +82,10 @@ def inspect(file: FileArgument, set_: SetOption = None, json: JsonOption = False
     if json:
         print_json(card.to_json())
         return
-    c = card.config
     facts = {
         "name": card.name,
         "layout": card.layout,
-        "architecture": f"{c.family}, width {c.embed_dim}, depth {c.depth}, {c.num_heads} heads, patch {c.patch_size}",
+        "architecture": card.config.summary(),
         "parameters": f"{card.num_parameters / 1e6:.2f} M",
         "licence": card.licence,
         "sha256": card.source_digest,

@@ -12,7 +12,7 @@ import voxdino
 from voxdino.core.errors import CheckpointError
 from voxdino.core.records import Record
 from voxdino.core.safe_files import Manifest, digest_json, write_atomic
-from voxdino.models.backbones.vit import ViT
+from voxdino.models.backbones.build import build_backbone
 from voxdino.models.compose import build_segmenter
 from voxdino.models.precision import channels_last
 from voxdino.models.segmenter import ModelConfig, Segmenter
@@ -78,7 +78,7 @@ def load_model(run_folder: str | PathLike[str], device: str | torch.device = "cp
     card, plan = ModelCard.read(folder / "model.json"), Plan.read(folder / "plan.json")
     state = read_tensors(folder / "model.safetensors")[0]
     with torch.device("meta"):
-        segmenter = build_segmenter(card.model, ViT(card.backbone.config))
+        segmenter = build_segmenter(card.model, build_backbone(card.backbone.config))
     expected = segmenter.state_dict()
     _require_fit(state, expected, folder / "model.safetensors")
     state = {name: tensor.to(expected[name].dtype) for name, tensor in state.items()}

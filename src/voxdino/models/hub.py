@@ -32,14 +32,23 @@ HUB_COPIES: dict[str, HubCopy] = {
     "dinov2_vitb14_reg": HubCopy("timm/vit_base_patch14_reg4_dinov2.lvd142m"),
     "dinov2_vitl14_reg": HubCopy("timm/vit_large_patch14_reg4_dinov2.lvd142m"),
     "dinov2_vitg14_reg": HubCopy("timm/vit_giant_patch14_reg4_dinov2.lvd142m"),
+    "dinov3_convnext_tiny": HubCopy("timm/convnext_tiny.dinov3_lvd1689m"),
+    "dinov3_convnext_small": HubCopy("timm/convnext_small.dinov3_lvd1689m"),
+    "dinov3_convnext_base": HubCopy("timm/convnext_base.dinov3_lvd1689m"),
+    "dinov3_convnext_large": HubCopy("timm/convnext_large.dinov3_lvd1689m"),
     "meddinov3_vitb16": HubCopy("ricklisz123/MedDINOv3-ViTB-16-CT-3M", ("model.pth",)),
 }
 
 
 def find_copy(name: str) -> HubCopy | None:
-    """The copy of a backbone known by name; a repository "owner/name" is taken as it is; None for anything else."""
+    """The copy of a backbone known by name; a repository "owner/name" is taken as it is; None for anything else.
+
+    "timm:<model>.<tag>" is the repository of that name which the timm library keeps.
+    """
     if name in HUB_COPIES:
         return HUB_COPIES[name]
+    if name.startswith("timm:"):
+        name = f"timm/{name.removeprefix('timm:')}"
     owner, _, repository = name.partition("/")
     return HubCopy(name) if owner and repository and "/" not in repository else None
 

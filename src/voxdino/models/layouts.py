@@ -76,28 +76,29 @@ def convert(
         draft = _TRANSLATE[layout](inner, dict(hub_config or {}))
         config = _infer_config(draft, layout, is_teacher, settings or {}, where)
     _check_complete(draft.tensors, config, where)
-    cast, cast_notes = _as_float32(draft.tensors, where)
+    cast, cast_notes = as_float32(draft.tensors, where)
     name = f"teacher, {layout}" if is_teacher else layout
     return BackboneState(name, config, cast, (*notes, *draft.notes, *cast_notes))
 
 
 def convert_timm(
     tensors: Mapping[str, Tensor], model: str, *, where: str | PathLike[str] | None = None
-) -> BackboneState:
-    """The weights of a model of the timm library, by timm's name and in timm's keys; its classifier is left out.
+) -> tuple[BackboneState, str]:
+    """The weights of a model of the timm library, by timm's name and in timm's keys, and their licence as timm says.
 
+    The classifier is left out, and so are the counters of batch norms, which are fixed here.
     Errors: as of `convert`; ResourceError where timm is missing, ConfigError for a model it does not know.
     """
     config = TimmConfig.from_json({"model": model}, where=where)
     backbone = TimmBackbone(config)
-    heads = [key for key in tensors if key.startswith(tuple(f"{name}." for name in backbone.classifier_names))]
-    counters = [key for key in tensors if key.endswith(".num_batches_tracked")]  # of batch norms, which are fixed here
-    left_out = {*heads, *counters} - {key.removeprefix("model.") for key in backbone.state_dict()}
-    kept = {f"model.{key}": value for key, value in tensors.items() if key not in left_out}
+    own = {key.removeprefix("model.") for key in backbone.state_dict()}
+    head = {key for key in tensors if key.startswith(backbone.classifier_prefixes)} - own
+    counters = {key for key in tensors if key.endswith(".num_batches_tracked")}
+    kept = {f"model.{key}": value for key, value in tensors.items() if key not in head | counters}
     _check_complete(kept, config, where)
-    cast, notes = _as_float32(kept, where)
-    head_notes = [f"{len(heads)} tensors of the classifier dropped"] if heads else []
-    return BackboneState("timm", config, cast, (*head_notes, *notes))
+    cast, notes = as_float32(kept, where)
+    head_notes = [f"{len(head)} tensors of the classifier dropped"] if head else []
+    return BackboneState("timm", config, cast, (*head_notes, *notes)), backbone.licence
 
 
 def _unwrap_teacher(tensors: Tensors) -> tuple[Tensors, bool, list[str]]:
@@ -355,7 +356,8 @@ def _check_complete(tensors: Tensors, config: BackboneConfig, where: str | PathL
         raise WeightsError(f"does not fit {what}: {'; '.join(problems)}", where=where, fix=fix)
 
 
-def _as_float32(tensors: Tensors, where: str | PathLike[str] | None) -> tuple[Tensors, list[str]]:
+def as_float32(tensors: Tensors, where: str | PathLike[str] | None) -> tuple[Tensors, list[str]]:
+    """Each tensor in its own memory, and a note where the numbers were not float32. Errors: WeightsError for others."""
     broken = [key for key, value in tensors.items() if not value.is_floating_point()]
     if broken:
         fact = f"{len(broken)} tensors hold no floating-point numbers: {_name_some(broken)}"

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from voxdino.core.errors import InputError
 from voxdino.core.safe_files import read_json
+from voxdino.models.backbones.build import backbone_from_state
+from voxdino.models.backbones.convnext import ConvNeXt
 from voxdino.models.backbones.vit import ViT
 from voxdino.models.decoders.primus import PrimusDecoder, from_meddinov3_decoder
 from voxdino.models.decoders.segdino_v1 import SegdinoV1Decoder, from_segdino_v1
@@ -130,6 +132,20 @@ def _tap_features(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Fe
     return Features(maps, maps[-1].mean(dim=(2, 3)), (16, 16))
 
 
+def _convnext(tensors: Mapping[str, Tensor], _: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
+    state = convert(_weights(tensors))
+    convnext = backbone_from_state(state.config, state.tensors)
+    assert isinstance(convnext, ConvNeXt)
+    images = tensors["input"]
+    stages, features = list(convnext.stage_maps(images)), convnext(images)
+    tokens = convnext.norm(stages[-1].flatten(2).transpose(1, 2))  # (B, N, E)
+    yield features.cls_token, tensors["output.cls"]
+    yield tokens, tensors["output.patches"]
+    stages[-1] = tokens.transpose(1, 2).reshape(stages[-1].shape)
+    for index, ours in enumerate(stages):
+        yield ours, tensors[f"output.stage{index}"]
+
+
 def _segdino_v2(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
     features = _tap_features(tensors, facts)
     embed_dims = tuple(one.shape[1] for one in features.maps)
@@ -178,6 +194,7 @@ CASES: dict[str, Case] = {
     "timm_dinov3_vit": _timm_vit,
     "timm_dinov2_vit": _timm_vit,
     "hf_dinov3_vit": _hugging_face_vit,
+    "dinov3_convnext": _convnext,
     "segdino_v2_decoder": _segdino_v2,
     "segdino_v1_head": _segdino_v1,
     "meddinov3_decoder": _meddinov3,
@@ -196,7 +213,9 @@ def _build_vit(
     hub_config: Mapping[str, Any] | None = None,
 ) -> ViT:
     state = convert(_weights(tensors), settings=settings, hub_config=hub_config)
-    return ViT.from_state(state.config, state.tensors)
+    vit = backbone_from_state(state.config, state.tensors)
+    assert isinstance(vit, ViT)
+    return vit
 
 
 def _all_tokens(vit: ViT, images: Tensor) -> Tensor:

@@ -5,6 +5,9 @@ from typing import TypeVar
 
 from voxdino.core.errors import UsageError
 from voxdino.core.records import nearest
+from voxdino.models.backbones.build import BackboneConfig
+from voxdino.models.backbones.convnext import ConvNeXtConfig
+from voxdino.models.backbones.no_backbone import NoBackboneConfig
 from voxdino.models.backbones.vit import ViTConfig
 from voxdino.models.backbones.vit import default_taps as default_taps
 from voxdino.models.decoders.base import Decoder
@@ -53,8 +56,8 @@ def _dinov2(dim: int, depth: int, num_heads: int, ffn_hidden: int, *, registers:
     )
 
 
-# The published family (dossier 5.1), and a small one for demonstrations and tests.
-BACKBONES: dict[str, ViTConfig] = {
+# The published families (dossier 5.1), a small one for demonstrations and tests, and none at all.
+BACKBONES: dict[str, BackboneConfig] = {
     "dinov3_vits16": _dinov3(384, 12, 6, 1536),
     "dinov3_vits16plus": _dinov3(384, 12, 6, 1536, swiglu=True),
     "dinov3_vitb16": _dinov3(768, 12, 12, 3072),
@@ -63,6 +66,10 @@ BACKBONES: dict[str, ViTConfig] = {
     "dinov3_vit7b16": _dinov3(4096, 40, 32, 8192, swiglu=True).model_copy(
         update={"qkv_bias": False, "mask_k_bias": False, "local_cls_norm": True}
     ),
+    "dinov3_convnext_tiny": ConvNeXtConfig(depths=(3, 3, 9, 3), dims=(96, 192, 384, 768)),
+    "dinov3_convnext_small": ConvNeXtConfig(depths=(3, 3, 27, 3), dims=(96, 192, 384, 768)),
+    "dinov3_convnext_base": ConvNeXtConfig(depths=(3, 3, 27, 3), dims=(128, 256, 512, 1024)),
+    "dinov3_convnext_large": ConvNeXtConfig(depths=(3, 3, 27, 3), dims=(192, 384, 768, 1536)),
     "dinov2_vits14": _dinov2(384, 12, 6, 1536),
     "dinov2_vitb14": _dinov2(768, 12, 12, 3072),
     "dinov2_vitl14": _dinov2(1024, 24, 16, 4096),
@@ -72,6 +79,7 @@ BACKBONES: dict[str, ViTConfig] = {
     "dinov2_vitl14_reg": _dinov2(1024, 24, 16, 4096, registers=4),
     "dinov2_vitg14_reg": _dinov2(1536, 40, 24, 4096, registers=4),
     "tiny": _dinov3(128, 4, 2, 512).model_copy(update={"layer_scale_init": 0.5}),
+    "none": NoBackboneConfig(),
 }
 
 DECODERS: dict[str, type[Decoder]] = {

@@ -1,46 +1,44 @@
-"""Weights files: read safely, loaded completely or refused, imported into a folder with a card beside each.
-
-The only module that calls torch.load, and only with weights_only=True; a refusal is final.
-"""
+"""Backbones from their sources: loaded completely or refused, imported into a folder with a card beside each."""
 
 import json
 import re
 import shutil
-import zipfile
 from collections.abc import Mapping
 from os import PathLike, environ, fspath
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
 from torch import Tensor
 
-from voxdino.core.errors import ConfigError, SafetyError, UsageError, WeightsError
+from voxdino.core.errors import ConfigError, UsageError, WeightsError
 from voxdino.core.records import Record, nearest
 from voxdino.core.safe_files import (
     digest_bytes,
     digest_file,
     lock_folder,
     read_json,
-    require_file,
     require_free_space,
     write_atomic,
 )
 from voxdino.models import hub
-from voxdino.models.backbones.vit import ViT, ViTConfig
-from voxdino.models.layouts import BackboneState, convert
+from voxdino.models.backbones.base import Backbone
+from voxdino.models.backbones.build import BackboneConfig, backbone_from_state, build_backbone
+from voxdino.models.backbones.no_backbone import NoBackbone, NoBackboneConfig
+from voxdino.models.backbones.timm_bridge import TimmConfig
+from voxdino.models.backbones.vit import ViTConfig
+from voxdino.models.layouts import BackboneState, convert, convert_timm
 from voxdino.models.registry import BACKBONES, look_up
+from voxdino.models.tensor_files import read_tensors as read_tensors
 
-LICENCES = {"dinov3": "DINOv3 License", "dinov2": "Apache-2.0"}
+LICENCES = {"dinov3": "DINOv3 License", "dinov3_convnext": "DINOv3 License", "dinov2": "Apache-2.0"}
 _LICENCE_PAGES = {
     "DINOv3 License": "https://ai.meta.com/resources/models-and-libraries/dinov3-license/",
     "Apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
 }
-_RANDOM = "random:"
+_RANDOM, _TIMM, _NONE = "random:", "timm:", "none"
 _CARD_KEY = "voxdino"  # in the metadata of our safetensors files
-_WRAPPERS = ("teacher", "model", "state_dict")
 _GENERIC_STEMS = {"model", "pytorch_model", "teacher_checkpoint", "checkpoint", "weights"}
 _AGAIN = "download or copy it again."
 
@@ -60,7 +58,7 @@ class WeightsCard(Record):
     source: str
     file_digest: str
     source_digest: str
-    config: ViTConfig
+    config: BackboneConfig
     num_parameters: int
     notes: tuple[str, ...] = ()
     licence_shown: bool = False
@@ -82,24 +80,29 @@ def load_backbone(
     *,
     weights_folder: Path | None = None,
     settings: Mapping[str, str] | None = None,
-) -> tuple[ViT, WeightsCard]:
+) -> tuple[Backbone, WeightsCard]:
     """A backbone in eval mode and its card.
 
     source:   a .safetensors or .pth file, a folder with config.json and model.safetensors, the name of imported
-              weights, or "random:<backbone>" for an untrained one (always the same).
-    settings: fields of ViTConfig that the file cannot say, e.g. {"num_heads": "12"}.
-    Errors: WeightsError (incomplete, damaged, unknown), SafetyError (code in a file).
+              weights, or "random:<backbone>" for an untrained one (always the same); "timm:<model>@<file>" for weights
+              of the timm library, "timm:<model>" for such that were imported, "random:timm:<model>"; "none".
+    settings: fields of the configuration that the file cannot say, e.g. {"num_heads": "12"}.
+    Errors: WeightsError (incomplete, damaged, unknown), SafetyError (code in a file), ResourceError (no timm).
     """
     text = fspath(source)
+    if text == _NONE:
+        return NoBackbone(NoBackboneConfig()).eval(), _card_of_none()
     if text.startswith(_RANDOM):
         return _random_backbone(text, settings or {})
     folder = weights_folder or default_weights_folder()
-    is_imported = _is_name(text) and _card_path(folder, text).is_file()
-    path = folder / f"{text}.safetensors" if is_imported else Path(text)
-    if not is_imported and _is_name(text) and not path.exists():
+    is_timm = text.startswith(_TIMM) and "@" not in text
+    name = text.removeprefix(_TIMM) if is_timm else text
+    is_imported = _is_name(name) and _card_path(folder, name).is_file()
+    path = folder / f"{name}.safetensors" if is_imported else Path(text)
+    if not is_imported and (is_timm or _is_name(name)) and not path.exists():
         raise _unknown_name(text, folder)
     state, card = _read_backbone(path, settings)
-    return ViT.from_state(state.config, state.tensors), card
+    return backbone_from_state(state.config, state.tensors), card
 
 
 def inspect_weights(path: str | PathLike[str], *, settings: Mapping[str, str] | None = None) -> WeightsCard:
@@ -118,6 +121,7 @@ def import_weights(
 ) -> WeightsCard:
     """Convert a file to our layout in the weights folder, with its card; the same file again changes nothing.
 
+    path:    a file, a folder with one, or "timm:<model>@<file>".
     licence: what the user says it is; default: DINOv3 License for DINOv3 weights, Apache-2.0 for DINOv2.
     Errors: those of loading; UsageError for a bad name, or one that other weights have already.
     """
@@ -157,6 +161,7 @@ def pull_weights(
 ) -> WeightsCard:
     """Fetch a known backbone, or any hub repository "owner/name", and import it. The only function that connects.
 
+    "timm:<model>" fetches the repository that timm keeps for it, and imports it as a model of the timm library.
     What is imported already is not fetched again.
 
     download: replaces the hub's client (repository, file, folder) -> path; for mirrors and tests.
@@ -167,13 +172,15 @@ def pull_weights(
         known = ", ".join(hub.HUB_COPIES)
         fact = f"no backbone {name!r} to fetch.{nearest(name, hub.HUB_COPIES)}"
         raise UsageError(fact, fix=f"known: {known}; or a repository as owner/name.")
+    is_timm = name.startswith(_TIMM)
     short = name if name in hub.HUB_COPIES else copy.repository.partition("/")[2]
     if _card_path(weights_folder, short).is_file() and (weights_folder / f"{short}.safetensors").is_file():
         return WeightsCard.read(_card_path(weights_folder, short))
     folder = weights_folder / ".download" / copy.repository.replace("/", "--")
     path = hub.fetch(copy, folder, download)
     try:
-        return import_weights(path, weights_folder, short, licence=licence, source=copy.repository)
+        given = f"{name}@{path}" if is_timm else path
+        return import_weights(given, weights_folder, short, licence=licence, source=copy.repository)
     finally:
         shutil.rmtree(folder, ignore_errors=True)  # a refused file must not be taken for a finished download
 
@@ -196,13 +203,16 @@ def licence_notice_once(card: WeightsCard, weights_folder: Path) -> str | None:
     return f"{card.name}: licence {card.licence}{place}. Models trained from these weights inherit it."
 
 
-def _random_backbone(source: str, settings: Mapping[str, str]) -> tuple[ViT, WeightsCard]:
+def _random_backbone(source: str, settings: Mapping[str, str]) -> tuple[Backbone, WeightsCard]:
     name = source.removeprefix(_RANDOM)
-    config = look_up(BACKBONES, name, kind="backbone").with_settings(settings)
+    if name.startswith(_TIMM):
+        config: BackboneConfig = TimmConfig.from_json({"model": name.removeprefix(_TIMM)}, where=source)
+    else:
+        config = look_up(BACKBONES, name, kind="backbone").with_settings(settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        vit = ViT(config).eval()
-    digest = digest_bytes(save(dict(vit.state_dict())))
+        backbone = build_backbone(config).eval()
+    digest = digest_bytes(save(dict(backbone.state_dict())))
     card = WeightsCard(
         name=source,
         layout="voxdino",
@@ -211,15 +221,32 @@ def _random_backbone(source: str, settings: Mapping[str, str]) -> tuple[ViT, Wei
         file_digest=digest,
         source_digest=digest,
         config=config,
-        num_parameters=_count(vit.state_dict()),
+        num_parameters=_count(backbone.state_dict()),
         notes=("random weights: nothing was learned",),
         licence_shown=True,
     )
-    return vit, card
+    return backbone, card
+
+
+def _card_of_none() -> WeightsCard:
+    digest = digest_bytes(b"")
+    return WeightsCard(
+        name=_NONE,
+        layout="voxdino",
+        licence="none (no backbone)",
+        source=_NONE,
+        file_digest=digest,
+        source_digest=digest,
+        config=NoBackboneConfig(),
+        num_parameters=0,
+        licence_shown=True,
+    )
 
 
 def _read_backbone(path: Path, settings: Mapping[str, str] | None) -> tuple[BackboneState, WeightsCard]:
     """Read and convert a file; where a card of ours lies beside it, its digest must agree."""
+    if fspath(path).startswith(_TIMM):
+        return _read_timm(fspath(path))
     hub_config: dict[str, Any] | None = None
     if path.is_dir():
         found = [path / name for name in ("model.safetensors", "model.pth") if (path / name).is_file()]
@@ -252,6 +279,25 @@ def _read_backbone(path: Path, settings: Mapping[str, str] | None) -> tuple[Back
     )
 
 
+def _read_timm(source: str) -> tuple[BackboneState, WeightsCard]:
+    """Of "timm:<model>@<file>"."""
+    model, _, file = source.removeprefix(_TIMM).partition("@")
+    path = Path(file)
+    state, licence = convert_timm(read_tensors(path)[0], model, where=path)
+    digest = digest_file(path)
+    return state, WeightsCard(
+        name=model,
+        layout=state.layout,
+        licence=licence,
+        source=path.name,
+        file_digest=digest,
+        source_digest=digest,
+        config=state.config,
+        num_parameters=_count(state.tensors),
+        notes=state.notes,
+    )
+
+
 def _own_card(path: Path, metadata: Mapping[str, str], digest: str) -> WeightsCard | None:
     """The card of a file of ours: the one beside it (with its digest checked), else the one inside."""
     if _CARD_KEY not in metadata:
@@ -272,96 +318,6 @@ def _own_card(path: Path, metadata: Mapping[str, str], digest: str) -> WeightsCa
     return card
 
 
-def read_tensors(path: str | PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a .safetensors or .pth file, told apart by content.
-
-    Errors: WeightsError for web pages, Git LFS pointers, empty, truncated, damaged or foreign files; SafetyError for
-    pickles that hold more than tensors, and for the old torch formats, which are pickles throughout.
-    """
-    size = require_file(path, kind=WeightsError)
-    with Path(path).open("rb") as file:
-        head = file.read(512)
-    if re.match(rb"\s*<(!doctype|html|head|\?xml)", head, re.IGNORECASE):
-        fix = "download it again; the address may need a login or an accepted licence."
-        raise WeightsError("is a web page, not weights", where=path, fix=fix)
-    if head.startswith(b"version https://git-lfs"):
-        raise WeightsError("is a Git LFS pointer, not the weights", where=path, fix="run `git lfs pull` in its folder.")
-    if head.startswith(b"PK\x03\x04"):
-        return _read_torch(Path(path), size), {}
-    if head[8:9] == b"{":
-        return _read_safetensors(Path(path), size, int.from_bytes(head[:8], "little"))
-    if head[:1] in (b"\x80", b"(", b"c") or head[257:262] == b"ustar":
-        raise SafetyError(
-            "an old torch or pickle file, which can run code when opened; refused",
-            where=path,
-            fix="get the weights as .safetensors, or have their author save them with a current torch.save.",
-        )
-    raise WeightsError("neither a safetensors nor a torch file", where=path, fix=_AGAIN)
-
-
-def _read_safetensors(path: Path, size: int, header_size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
-    if 8 + header_size > size:
-        raise WeightsError(f"is cut off: {size} bytes, its header alone needs {header_size}", where=path, fix=_AGAIN)
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        what = "is cut off or damaged" if "incomplete" in str(error).lower() else "is damaged"
-        raise WeightsError(f"{what} ({error})", where=path, fix=_AGAIN) from error
-
-
-def _read_torch(path: Path, size: int) -> dict[str, Tensor]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            if any(member.compress_type != zipfile.ZIP_STORED for member in members) or (
-                sum(member.file_size for member in members) > size
-            ):
-                fact = "holds compressed or overlapping members, which torch never writes; refused"
-                raise SafetyError(fact, where=path, fix="get the weights as .safetensors from a source you trust.")
-            damaged = archive.testzip()  # torch.load does not look at the checksums
-    except (zipfile.BadZipFile, EOFError) as error:
-        raise WeightsError(f"is cut off or damaged ({error})", where=path, fix=_AGAIN) from error
-    if damaged is not None:
-        raise WeightsError(f"is damaged: {damaged} does not have its checksum", where=path, fix=_AGAIN)
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        if type(error).__name__ == "UnpicklingError":
-            raise SafetyError(
-                "holds code or objects other than tensors; refused and not tried again in any other way",
-                where=path,
-                fix="get the weights as .safetensors from a source you trust.",
-            ) from error
-        raise WeightsError(f"is no torch checkpoint ({str(error)[:120]})", where=path, fix=_AGAIN) from error
-    return _only_tensors(content, path, size)
-
-
-def _only_tensors(content: Any, path: Path, size: int) -> dict[str, Tensor]:
-    """The tensors of a checkpoint, out of the dictionary that wraps them; other entries are bookkeeping."""
-    found = content
-    for wrapper in _WRAPPERS:
-        if isinstance(found, Mapping) and isinstance(found.get(wrapper), Mapping):
-            found = found[wrapper]
-            break
-    tensors = (
-        {str(key): value for key, value in found.items() if isinstance(value, Tensor)}
-        if isinstance(found, Mapping)
-        else {}
-    )
-    if not tensors:
-        keys = (
-            ", ".join(str(key) for key in list(content)[:5]) if isinstance(content, Mapping) else type(content).__name__
-        )
-        raise WeightsError(f"holds no tensors (found: {keys})", where=path, fix="give the file of a backbone.")
-    if any(value.layout != torch.strided or value.is_quantized for value in tensors.values()):
-        raise WeightsError("holds sparse or quantised tensors", where=path, fix="give the file in full precision.")
-    if sum(value.numel() * value.element_size() for value in tensors.values()) > 4 * size:
-        fact = "declares tensors far larger than the file; refused"
-        raise SafetyError(fact, where=path, fix="get the weights as .safetensors from a source you trust.")
-    return tensors
-
-
 def _count(tensors: Mapping[str, Tensor]) -> int:
     """Numbers in the learned tensors (masks and rotary periods are none)."""
     return sum(v.numel() for k, v in tensors.items() if not k.endswith((".bias_mask", "rope_embed.periods")))
@@ -375,21 +331,34 @@ def _is_name(text: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text) is not None
 
 
-def _name_for(path: Path, config: ViTConfig) -> str:
+def _name_for(path: Path, config: BackboneConfig) -> str:
     """The file's own name; a published backbone's for `model.safetensors` and the like."""
+    if isinstance(config, TimmConfig):
+        return config.model
     stem = path.name if path.is_dir() else path.stem
     if stem not in _GENERIC_STEMS:
         return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip("._-") or "backbone"
     for name, published in BACKBONES.items():
-        if (published.embed_dim, published.depth, published.patch_size, published.ffn, published.num_registers) == (
-            config.embed_dim, config.depth, config.patch_size, config.ffn, config.num_registers
-        ):  # fmt: skip
+        if _size(published) == _size(config):
             return name
     raise UsageError("these weights need a name", where=path.name, fix="say it: --name NAME.")
 
 
+def _size(config: BackboneConfig) -> tuple[object, ...]:
+    """What tells the published backbones apart."""
+    if isinstance(config, ViTConfig):
+        return config.embed_dim, config.depth, config.patch_size, config.ffn, config.num_registers
+    return config.family, config
+
+
 def _unknown_name(name: str, folder: Path) -> WeightsError:
     known = [path.stem for path in sorted(folder.glob("*.safetensors"))] if folder.is_dir() else []
+    if name.startswith(_TIMM):
+        raise WeightsError(
+            "no imported weights of this model of timm",
+            where=name,
+            fix=f"fetch them: voxdino weights pull {name}; or name their file: {name}@FILE; or random:{name}.",
+        )
     fix = (
         f"fetch it: voxdino weights pull {name}"
         if name in hub.HUB_COPIES

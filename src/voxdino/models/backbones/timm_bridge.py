@@ -20,6 +20,7 @@ from voxdino.models.backbones.vit import default_taps
 from voxdino.models.features import Features
 
 _PREFERRED_PATCH = 16
+_LICENCES = {"dinov3-license": "DINOv3 License", "apache-2.0": "Apache-2.0"}  # as we call them
 # How families are asked to take images of any size; those that know none of these words are tried as they are.
 _ANY_SIZE: tuple[dict[str, bool], ...] = ({"dynamic_img_size": True}, {"strict_img_size": False}, {})
 
@@ -112,19 +113,20 @@ class TimmBackbone(Backbone):
         return min(sum(end < position for end in self._ends), self.depth - 1)
 
     @property
-    def classifier_names(self) -> tuple[str, ...]:
-        """Of the layers that published files hold and this backbone has not."""
-        names = self._cfg("classifier")
-        return (names,) if isinstance(names, str) else tuple(names or ())
+    def classifier_prefixes(self) -> tuple[str, ...]:
+        """Begins of the names that published files have for a classifier, which this backbone has not."""
+        names: Any = self._published("classifier") or ()
+        return tuple(f"{name}." for name in ((names,) if isinstance(names, str) else names))
 
     @property
     def licence(self) -> str:
         """Of the pretrained weights, as timm states it."""
-        return str(self._cfg("license") or "not stated by timm; see the page of the weights")
+        stated = str(self._published("license") or "not stated by timm; see the page of the weights")
+        return _LICENCES.get(stated, stated)
 
-    def _cfg(self, key: str) -> Any:
-        known: Any = self.model.pretrained_cfg
-        return known.get(key)
+    def _published(self, key: str) -> Any:
+        facts: Any = self.model.pretrained_cfg
+        return facts.get(key)
 
 
 def _run(model: Any, images: Tensor, taps: Sequence[int], *, norm: bool) -> list[Tensor]:
