@@ -184,7 +184,7 @@ def test_a_loss_is_chosen_for_classes_and_for_regions_or_refused(name):
         by_hand = REGION_LOSSES[name](logits[:, :2], labels, ignore_index=IGNORED, members=[(1, 2), (2,)])
         torch.testing.assert_close(chosen(logits[:, :2], labels), by_hand)
     else:
-        with pytest.raises(ConfigError, match=r"exclusive classes.*loss=dice_ce\|tversky_ce\|focal_dice"):
+        with pytest.raises(ConfigError, match=r"exclusive classes.*loss=dice_ce\|dinomed3d\|tversky_ce\|focal_dice"):
             choose_loss(name, REGION_SET, ignore_index=IGNORED)
 
 
@@ -192,3 +192,10 @@ def test_the_usual_loss_of_regions_is_what_it_was_and_unknown_names_are_refused(
     assert REGION_LOSSES["dice_ce"] is dice_binary_cross_entropy
     with pytest.raises(UsageError, match=r"unknown loss 'focal_dize'\. Did you mean 'focal_dice'"):
         choose_loss("focal_dize", REGION_SET, ignore_index=IGNORED)
+
+
+def test_dinomed3d_of_regions_weighs_as_it_does_for_classes():
+    labels, logits = row(1, 1, 0, -1), torch.zeros(1, 2, 1, 4)
+    loss = choose_loss("dinomed3d", REGION_SET, ignore_index=IGNORED)(logits, labels)
+    # region "whole": overlap 1, predicted 1.5, present 2; "core": absent, predicted 1.5 < 10 voxels: Dice 1
+    assert loss.item() == pytest.approx(0.2 * LN2 + 0.8 * (1 - (2 / 3.5 + 1) / 2), abs=1e-5)

@@ -4,7 +4,6 @@ import inspect
 import platform
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +34,7 @@ from voxdino.preparation.splits import Split
 from voxdino.training.checkpoint import flatten, read_state, require_same
 from voxdino.training.config import FREE_TO_CHANGE
 from voxdino.training.loop import Job, Outcome, train
-from voxdino.training.losses import LOSSES, dice_binary_cross_entropy
+from voxdino.training.losses import choose_loss
 from voxdino.training.state import trainable
 from voxdino.training.stopping import StopRequest, stop_on_signals
 from voxdino.training.tracking import Listener, show_progress
@@ -122,6 +121,7 @@ def finetune(
     with lock_folder(run_folder), torch.random.fork_rng(devices=[]):
         sweep_temporary(run_folder)
         plan = effective_plan(config, Plan.read(workdir / "plan.json"))
+        choose_loss(config.loss, plan.labels, ignore_index=IGNORED)  # refused before anything is computed
         split = _drawn(read_split(workdir / "splits.json", fold), config)
         target = resolve_device(device)
         torch.manual_seed(config.seed)
@@ -257,17 +257,13 @@ def _job(setting: Setting, examples: CachedExamples | ImageExamples, identity: d
 
         return validate(examples.validation_batches(), predict, labels, ignore_index=IGNORED, stop=stop)
 
-    if labels.regions:
-        loss = partial(dice_binary_cross_entropy, ignore_index=IGNORED, members=labels.region_members())
-    else:
-        loss = partial(look_up(LOSSES, config.loss, kind="loss"), ignore_index=IGNORED)
     return Job(
         model=setting.segmenter,
         groups=setting.segmenter.parameter_groups(
             config.learning_rate, backbone_lr_scale=config.backbone_lr_scale, weight_decay=config.weight_decay
         ),
         predict=examples.predict,
-        loss=loss,
+        loss=choose_loss(config.loss, labels, ignore_index=IGNORED),
         batches=lambda first: examples.batches(first, steps_per_epoch),
         validate=measure,
         num_steps=config.num_epochs * steps_per_epoch,
@@ -307,7 +303,7 @@ def _model_config(config: FinetuneConfig, plan: Plan, card: WeightsCard, device:
         rope_rescale=config.rope_rescale,
         gradient_checkpointing=config.gradient_checkpointing,
         detail=config.detail,
-        detail_width=config.detail_width,
+        detail_width=config.detail_width or (8 if device.type == "cpu" else 16),
         depth_adapter=config.depth_adapter,
         slab=plan.slab,
         blank_features=config.blank_features,

@@ -32,17 +32,27 @@ def dice_cross_entropy(
 
 
 def dinomed3d(
-    logits: Float[Tensor, "N K *spatial"], labels: Int[Tensor, "N *spatial"], *, ignore_index: int
+    logits: Float[Tensor, "N K *spatial"],
+    labels: Int[Tensor, "N *spatial"],
+    *,
+    ignore_index: int,
+    members: Sequence[Sequence[int]] | None = None,
 ) -> Float[Tensor, ""]:
     """0.2 mean cross-entropy + 0.8 (1 - soft Dice), as released with DINO-Med3D (arXiv 2606.18886; dossier 1.5).
 
     Dice is pooled over the batch, averaged over all foreground classes; one that the batch does not hold counts 1 while
     the probabilities for it sum to less than 10 voxels, and nearly 0 beyond. Ignored voxels count nowhere.
+
+    members: of regions, as below; then with binary cross-entropy (not in the release).
     """
-    cross_entropy, overlap, predicted, present = _count(logits, labels, ignore_index)
+    if members is None:
+        cross_entropy, *counts = _count(logits, labels, ignore_index)
+        overlap, predicted, present = (count[1:] for count in counts)
+    else:
+        cross_entropy, overlap, predicted, present = _count_regions(logits, labels, ignore_index, members)
     dice = (2 * overlap + SMOOTH) / (predicted + present + SMOOTH)
     dice = torch.where((present == 0) & (predicted < ABSENT_MASS), 1, dice)
-    return 0.2 * cross_entropy + 0.8 * (1 - dice[1:].mean())
+    return 0.2 * cross_entropy + 0.8 * (1 - dice.mean())
 
 
 def _count(logits: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -73,6 +83,14 @@ def dice_binary_cross_entropy(
 
     members: for each output, the class indices that belong to it. Ignored voxels and absent regions as above.
     """
+    cross_entropy, overlap, predicted, present = _count_regions(logits, labels, ignore_index, members)
+    return cross_entropy + _one_minus_dice(overlap, predicted, present)
+
+
+def _count_regions(
+    logits: Tensor, labels: Tensor, ignore_index: int, members: Sequence[Sequence[int]]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `_count`, of sigmoids and with binary cross-entropy."""
     valid = (labels != ignore_index).unsqueeze(1)
     target = torch.stack([_is_any(labels, region) for region in members], dim=1).to(torch.float32)
     logits = logits.float()
@@ -80,7 +98,7 @@ def dice_binary_cross_entropy(
     cross_entropy = torch.where(valid, voxelwise, 0).sum() / (valid.sum() * len(members)).clamp(min=1)
     probs, target = logits.sigmoid() * valid, target * valid
     axes = [0, *range(2, logits.ndim)]
-    return cross_entropy + _one_minus_dice((probs * target).sum(axes), probs.sum(axes), target.sum(axes))
+    return cross_entropy, (probs * target).sum(axes), probs.sum(axes), target.sum(axes)
 
 
 def _one_minus_dice(overlap: Tensor, predicted: Tensor, present: Tensor) -> Tensor:
@@ -110,6 +128,7 @@ LOSSES: dict[str, Callable[..., Tensor]] = {  # for exclusive classes
 
 REGION_LOSSES: dict[str, Callable[..., Tensor]] = {  # for regions that may overlap; they take `members`
     "dice_ce": dice_binary_cross_entropy,
+    "dinomed3d": dinomed3d,
     **LESION_LOSSES,
 }
 
