@@ -124,8 +124,8 @@ def _adapt(backbone: Backbone, config: ModelConfig, inputs: InputBuilder) -> Non
             f"it can do: {', '.join(sorted(backbone.abilities)) or 'none of them'}; adaptation frozen, last_k or full."
         )
         raise ConfigError(f"{ability} does not go with backbone {config.backbone}", fix=able)
-    if inputs.num_planes != 3 and not isinstance(backbone, ViT):
-        fix = "choose an input builder of three planes, such as neighbours."
+    if inputs.learns_embedding and not isinstance(backbone, ViT):
+        fix = "choose an input builder without an embedding of its own, such as neighbours."
         raise ConfigError(f"input builder {config.input_builder!r} needs a vision transformer", fix=fix)
     backbone.drop_path, backbone.rope_rescale = config.drop_path, config.rope_rescale
     backbone.gradient_checkpointing = config.gradient_checkpointing
@@ -141,5 +141,5 @@ def _adapt(backbone: Backbone, config: ModelConfig, inputs: InputBuilder) -> Non
             add_lora(backbone, rank=config.lora_rank, alpha=config.lora_alpha, dropout=config.lora_dropout)
         if config.depth_adapter:
             add_depth_adapters(backbone, width=config.depth_adapter)
-        if inputs.num_planes != backbone.config.in_planes:
+        if inputs.learns_embedding or inputs.num_planes != backbone.config.in_planes:
             backbone.widen_input(inputs.num_planes)
