@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from voxdino.core.errors import ConfigError
-from voxdino.models.lora import LORA_TARGETS, LoraAdapter, add_lora, merge_lora
+from voxdino.models.lora import LORA_TARGETS, LoraAdapter, add_lora, merge_lora, merged_state
 
 
 def stir(vit):
@@ -37,6 +37,18 @@ def test_merged_weights_give_the_same_output_and_the_plain_backbone(new_vit, ffn
     torch.testing.assert_close(vit(images).maps[-1], adapted, rtol=0, atol=1e-5)
     assert list(vit.state_dict()) == plain_names
     assert merge_lora(vit) == 0
+
+
+def test_a_state_is_merged_as_a_model_is(vit):
+    add_lora(vit, rank=3, alpha=5.0)
+    with torch.no_grad():
+        for block in vit.blocks:
+            block.attn.qkv.adapter.up.weight.normal_()
+    state = merged_state(vit.state_dict(), alpha=5.0)
+    merge_lora(vit)
+    assert set(state) == set(vit.state_dict())
+    for key, value in vit.state_dict().items():
+        torch.testing.assert_close(state[key], value)
 
 
 def test_only_the_adapters_train_and_keep_their_names(vit):

@@ -1,6 +1,6 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685) on the linear layers of a backbone's blocks; our own, no peft."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 from jaxtyping import Float
@@ -63,3 +63,14 @@ def merge_lora(vit: ViT) -> int:
         layer.weight += layer.adapter.scale * layer.adapter.up.weight @ layer.adapter.down.weight
         layer.adapter = None
     return len(layers)
+
+
+def merged_state(state: Mapping[str, Tensor], *, alpha: float) -> dict[str, Tensor]:
+    """The state of an adapted backbone as that of a plain one: `merge_lora` on tensors. alpha: of all its adapters."""
+    merged = {key: value for key, value in state.items() if ".adapter." not in key}
+    for key, down in state.items():
+        stem, found, _ = key.partition(".adapter.down.weight")
+        if found:
+            change = state[f"{stem}.adapter.up.weight"] @ down * (alpha / len(down))
+            merged[f"{stem}.weight"] = merged[f"{stem}.weight"] + change
+    return merged
