@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from voxdino.core.geometry import Grid
 from voxdino.core.io import write_label_map, write_volume
@@ -52,18 +53,44 @@ def draw_dataset(folder: Path, *, num_cases: int = 5) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def prepared(tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("prepared")
-    dataset = read_dataset(draw_dataset(root / "data"))
+def draw_pictures(folder: Path, *, num_cases: int = 5) -> Path:
+    """Colour pictures with a blob, masks of 0 and 1, and a table."""
+    rows = ["image,label"]
+    for index in range(num_cases):
+        rng = np.random.default_rng(index)
+        label = np.zeros((20, 24), dtype=np.uint8)
+        label[5:13, 6 + index : 15 + index] = 1
+        image = (90 * label[..., None] + rng.integers(0, 120, (20, 24, 3))).astype(np.uint8)
+        for kind, array in (("image", image), ("mask", label)):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(array).save(folder / kind / f"{index}.png")
+        rows.append(f"image/{index}.png,mask/{index}.png")
+    (folder / "dataset.csv").write_text("\n".join(rows))
+    return folder
+
+
+def prepare_all(data: Path, workdir: Path) -> Path:
+    dataset = read_dataset(data)
     _, fingerprint = survey(dataset, num_workers=1)
     settings = {"crop": "[24, 24]", "tile": "[24, 24]", "magnification": "2"}
     plan = make_plan(fingerprint, dataset, backbone="tiny", memory="skip", settings=settings)
-    workdir = root / "work"
     prepare(dataset, plan, workdir, num_workers=1)
+    fingerprint.write(workdir / "fingerprint.json")
     plan.write(workdir / "plan.json")
     write_json(workdir / "splits.json", [split.to_json() for split in make_splits(dataset, 5)])
     return workdir
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("prepared")
+    return prepare_all(draw_dataset(root / "data"), root / "work")
+
+
+@pytest.fixture(scope="session")
+def prepared_pictures(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("pictures")
+    return prepare_all(draw_pictures(root / "data"), root / "work")
 
 
 @pytest.fixture
@@ -71,6 +98,13 @@ def workdir(prepared, tmp_path) -> Path:
     """A copy of its own for each test."""
     shutil.copytree(prepared, tmp_path / "work")
     return tmp_path / "work"
+
+
+@pytest.fixture
+def pictures(prepared_pictures, tmp_path) -> Path:
+    """A workdir of prepared pictures, a copy of its own for each test."""
+    shutil.copytree(prepared_pictures, tmp_path / "pictures")
+    return tmp_path / "pictures"
 
 
 @pytest.fixture

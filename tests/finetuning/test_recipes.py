@@ -68,6 +68,14 @@ def test_every_recipe_trains_stops_and_goes_on_to_the_same_model(workdir, name):
 
 
 @pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_trains_on_pictures_too(pictures, name):
+    assert run(pictures, small_recipe(name, steps_per_epoch=2), "one").num_steps == 2
+    model = load_model(pictures / "one")
+    assert model.plan.slab == 1
+    assert model.segmenter(torch.randn(1, 3, 1, *model.plan.crop)).logits.shape == (1, 2, 1, *model.plan.crop)
+
+
+@pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe_says_what_it_is_and_when_to_take_it(name):
     assert RECIPES[name]().recipe == name
     told = RECIPES[name].__doc__ or ""
