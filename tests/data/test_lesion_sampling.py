@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from voxdino.data.sampling import CaseExtent, PoolSampler, Quotas, Sampler, records_of_lesions
+from voxdino.data.slabs import CachedCase, SlabSampler, SlabViews, slices_of_lesions
 from voxdino.preparation.case_record import Lesion
 
 SHAPE = (11, 60, 70)
@@ -107,6 +108,29 @@ def test_a_pool_without_lesions_falls_back_to_its_records():
     for lesions in ((), [[]]):
         pool = PoolSampler([True, False, True], by_lesion, 0, lesions)
         assert [pool.draw(n) for n in range(40)] == [plain.draw(n) for n in range(40)]
+
+
+def test_slabs_hold_each_lesion_as_often_as_any_other():
+    views = SlabViews([case()], (70, 80), Quotas(by="lesion"), seed=0)
+    slices = slices_of_lesions(case(), views.draw("a", 0, 0))
+    assert slices == ((2,), tuple(range(9)), (8, 9), (6,))
+    cached = CachedCase(0, 0, 11, tuple(range(10)), slices)
+    draws = SlabSampler([cached], 2, Quotas(foreground=1.0, by="lesion"), seed=0)
+    held = [{index for _, index in draws.draw(number)[0]} for number in range(400)]
+    for lesion in slices:
+        assert sum(bool(set(lesion) & slab) for slab in held) > 85  # a quarter, and by chance
+    plain = SlabSampler([CachedCase(0, 0, 11, tuple(range(10)))], 2, Quotas(foreground=1.0), seed=0)
+    assert sum(2 in {index for _, index in plain.draw(number)[0]} for number in range(400)) < 110
+    assert sum(2 in slab for slab in held) > 110
+
+
+def test_slabs_look_for_lesions_where_the_view_lies_in_plane():
+    views = SlabViews([case()], (12, 12), Quotas(foreground=1.0, by="lesion"), seed=0)
+    shown = [slices_of_lesions(case(), views.draw("a", 0, view)) for view in range(80)]
+    assert all(shown) and sum((2,) in lesions for lesions in shown) > 5  # the speck: a third of half of them
+    by_voxel = SlabViews([case()], (12, 12), Quotas(foreground=1.0), seed=0)
+    plain = [slices_of_lesions(case(), by_voxel.draw("a", 0, view)) for view in range(80)]
+    assert not any((2,) in lesions for lesions in plain)
 
 
 def test_the_store_knows_the_lesions_of_a_case(store):

@@ -50,23 +50,29 @@ class SlabViews:
     def _place_in_plane(self, case_id: str, view: int) -> tuple[Range, Range]:
         rng = np.random.default_rng([self._seed, 7, view, self._ids.index(case_id)])
         case = self._cases[case_id]
-        return place_view(case.shape, case.locations, self._crop, self._quotas.foreground, rng, plain=True)
+        voxels = case.candidates(self._quotas, rng)
+        return place_view(case.shape, voxels, self._crop, self._quotas.foreground, rng, plain=True)
 
 
 @dataclass(frozen=True)
 class CachedCase:
-    """A case in the cache. start: index of its first record in `view`; foreground: its slices with any, ascending."""
+    """A case in the cache. start: index of its first record in `view`; foreground: its slices with any, ascending.
+
+    lesions: where samples are drawn by lesion, the slices of each (`slices_of_lesions`).
+    """
 
     view: int
     start: int
     num_slices: int
     foreground: tuple[int, ...]
+    lesions: tuple[tuple[int, ...], ...] = ()
 
 
 class SlabSampler:
     """Draws slabs of consecutive records; sample n depends on nothing but (seed, n).
 
-    Cases take turns in a new random order each round. The foreground quota holds a slice with foreground.
+    Cases take turns in a new random order each round. The foreground quota holds a slice with foreground; by lesion,
+    one of a lesion drawn evenly over those of the case.
     """
 
     def __init__(self, cases: Sequence[CachedCase], slab: int, quotas: Quotas, seed: int) -> None:
@@ -80,7 +86,8 @@ class SlabSampler:
         case = self._cases[self._order(turn)[place]]
         rng = np.random.default_rng([self._seed, 8, number])
         if rng.random() < self._quotas.foreground and case.foreground:
-            around = int(rng.choice(case.foreground)) - int(rng.integers(self._slab))
+            wanted = case.lesions[int(rng.integers(len(case.lesions)))] if case.lesions else case.foreground
+            around = int(rng.choice(wanted)) - int(rng.integers(self._slab))
         else:
             around = int(rng.integers(case.num_slices)) - self._slab // 2
         low, high = sorted((0, case.num_slices - self._slab))
@@ -88,6 +95,19 @@ class SlabSampler:
 
     def _shuffled(self, turn: int) -> NDArray[np.int64]:
         return np.random.default_rng([self._seed, 9, turn]).permutation(len(self._cases))
+
+
+def slices_of_lesions(extent: CaseExtent, draw: Draw) -> tuple[tuple[int, ...], ...]:
+    """The slices of each lesion of a case whose box meets rows and columns of the draw, ascending."""
+    lesions = [lesion for label in sorted(extent.lesions) for lesion in extent.lesions[label]]
+    return tuple(
+        tuple(range(*lesion.box[0]))
+        for lesion in lesions
+        if all(
+            start < last and stop > first
+            for (start, stop), (first, last) in zip(draw.box[1:], lesion.box[1:], strict=True)
+        )
+    )
 
 
 def slab_places(case: CachedCase, first: int, slab: int) -> tuple[list[Place], list[bool]]:

@@ -17,7 +17,7 @@ from voxdino.core.safe_files import digest_json, format_bytes, lock_folder, requ
 from voxdino.data.augment import sample_seed
 from voxdino.data.features import FORMAT, FeatureBatch, FeatureCache
 from voxdino.data.loader import Batch, ReadAhead, assemble
-from voxdino.data.sampling import Draw, PoolSampler, Sampler, Slice, choose_slices
+from voxdino.data.sampling import CaseExtent, Draw, PoolSampler, Sampler, Slice, choose_slices, records_of_lesions
 from voxdino.data.slabs import (
     CachedCase,
     Place,
@@ -25,6 +25,7 @@ from voxdino.data.slabs import (
     SlabViews,
     augment_slabs,
     slab_places,
+    slices_of_lesions,
     whole_cases,
 )
 from voxdino.data.store import IGNORED, CaseStore
@@ -185,15 +186,20 @@ class CachedExamples:
         if not stop:
             Pool(folder=self._training.folder.name, records=tuple(done)).write(memory)
         foreground = {(extent.case_id, depth) for extent in extents for depth in extent.foreground_slices}
+        by_lesion = setting.views(setting.train_ids) if config.quotas.by == "lesion" else None
         if setting.in_slabs:
             cases = [one for view, count in enumerate(done) for one in cached_cases(slices[:count], view, foreground)]
+            if by_lesion:
+                by_id = {extent.case_id: extent for extent in extents}
+                cases = [_with_lesions(one, by_id[slices[one.start][0]], by_lesion) for one in cases]
             self.num_samples = math.ceil(sum(done) / setting.plan.slab)
             self._draw = SlabSampler(cases, setting.plan.slab, config.quotas, config.seed).draw
         else:
             places = [(view, index) for view, count in enumerate(done) for index in range(count)]
             self.num_samples = len(places)
             held = [slices[index] in foreground for _, index in places]
-            pool = PoolSampler(held, config.quotas, config.seed)
+            draws = [by_lesion(*slices[index], view) for view, index in places] if by_lesion else []
+            pool = PoolSampler(held, config.quotas, config.seed, records_of_lesions(extents, draws))
             self._draw = lambda number: ([places[pool.draw(number)]], [True])
 
     def batches(self, first: int, steps_per_epoch: int) -> AbstractContextManager[Iterator[FeatureBatch]]:
@@ -354,6 +360,13 @@ def cached_cases(slices: Sequence[Slice], view: int, foreground: set[Slice]) -> 
         cases.append(CachedCase(view, start, len(held), inside))
         start += len(held)
     return cases
+
+
+def _with_lesions(case: CachedCase, extent: CaseExtent, views: Views) -> CachedCase:
+    """With the slices of its lesions that are in the cache and in the view's crop."""
+    every = slices_of_lesions(extent, views(extent.case_id, 0, case.view))
+    held = (tuple(depth for depth in lesion if depth < case.num_slices) for lesion in every)
+    return replace(case, lesions=tuple(lesion for lesion in held if lesion))
 
 
 class _Prepared:
