@@ -154,3 +154,13 @@ def test_an_adapter_on_the_patch_embedding_is_added_to_its_weights():
     conv = torch.nn.functional.conv2d
     expected = conv(image, weight, stride=4) + 6.0 / 2 * conv(conv(image, down, stride=4), up)
     torch.testing.assert_close(conv(image, merged["backbone.patch_embed.proj.weight"], stride=4), expected)
+
+
+def test_an_adapter_that_does_not_fit_the_patch_embedding_is_kept_for_the_loader_to_refuse():
+    stem = "backbone.patch_embed.proj"
+    state = {
+        f"{stem}.weight": torch.zeros(5, 3, 4, 4),
+        f"{stem}.adapter.down.weight": torch.zeros(2, 1, 4, 4),
+        f"{stem}.adapter.up.weight": torch.zeros(5, 2, 1, 1),
+    }
+    assert set(from_dinomed3d_stage2(state)) == set(state)

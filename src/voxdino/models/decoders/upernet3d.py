@@ -157,9 +157,11 @@ def from_dinomed3d_stage2(state: Mapping[str, Tensor], *, lora_alpha: float = 16
         for theirs, ours in _RENAMED_PARTS:
             key = re.sub(theirs, ours, key)
         renamed[key] = value
-    embedding = "backbone.patch_embed.proj"
-    down, up = (renamed.pop(f"{embedding}.adapter.{half}.weight", None) for half in ("down", "up"))
-    if down is not None and up is not None:
-        change = torch.einsum("er,rpyx->epyx", up[:, :, 0, 0], down) * (lora_alpha / len(down))
-        renamed[f"{embedding}.weight"] = renamed[f"{embedding}.weight"] + change
+    names = [f"backbone.patch_embed.proj.{part}weight" for part in ("", "adapter.down.", "adapter.up.")]
+    if all(name in renamed for name in names):
+        weight, down, up = (renamed[name] for name in names)
+        if weight.shape[1:] == down.shape[1:] and up.shape == (len(weight), len(down), 1, 1):
+            change = torch.einsum("er,rpyx->epyx", up[:, :, 0, 0], down) * (lora_alpha / len(down))
+            renamed = {key: value for key, value in renamed.items() if key not in names[1:]}
+            renamed[names[0]] = weight + change
     return renamed
