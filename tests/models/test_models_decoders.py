@@ -19,7 +19,17 @@ def random_features(grid, *, batch=2, dim=8, patch=16):
 
 def build(name, embed_dim=8, num_outputs=3):
     kind = DECODERS[name]
+    if kind.reads_image:
+        pytest.importorskip("dynamic_network_architectures", reason="needs the extra `baseline`")
+        return kind(embed_dims=(), num_outputs=num_outputs, plan_size=(8, 16, 24)[-max(kind.num_dims) :])
     return kind(embed_dims=(embed_dim,) * kind.num_taps, num_outputs=num_outputs)
+
+
+def image_for(name, size, *, batch=2):
+    """What a decoder that reads the voxels wants beside the features."""
+    if not DECODERS[name].reads_image:
+        return {}
+    return {"image": torch.randn(batch, 1, *(size if len(size) == 3 else (1, *size)))}
 
 
 def cases():
@@ -31,8 +41,9 @@ def cases():
 def test_every_decoder_returns_voxel_logits_and_trains_all_its_weights(name, dims):
     decoder = build(name)
     grid = GRIDS[dims]
-    logits = decoder(random_features(grid))
-    assert logits.shape == (2, 3, *(g * 16 for g in grid))
+    size = tuple(g * 16 for g in grid)
+    logits = decoder(random_features(grid), **image_for(name, size))
+    assert logits.shape == (2, 3, *size)
     assert logits.dtype == torch.float32
     logits.square().sum().backward()
     assert all(p.grad is not None for p in decoder.parameters())
@@ -42,7 +53,7 @@ def test_every_decoder_returns_voxel_logits_and_trains_all_its_weights(name, dim
 def test_every_decoder_gives_logits_at_any_size(name, dims):
     decoder = build(name)
     size = (7, 33, 21)[-dims:]
-    assert decoder(random_features(GRIDS[dims]), size).shape == (2, 3, *size)
+    assert decoder(random_features(GRIDS[dims]), size, **image_for(name, size)).shape == (2, 3, *size)
 
 
 @pytest.mark.parametrize("name, dims", cases())
@@ -51,7 +62,9 @@ def test_every_decoder_treats_images_of_a_batch_alone(name, dims):
     decoder = build(name).eval()
     features = random_features(GRIDS[dims])
     alone = Features(tuple(m[1:] for m in features.maps), features.cls_token[1:], features.patch_size)
-    torch.testing.assert_close(decoder(features)[1:], decoder(alone), rtol=1e-3, atol=1e-4)  # norms over 2 channels
+    given = image_for(name, (9, 18, 21)[-dims:])
+    first, second = decoder(features, **given)[1:], decoder(alone, **{key: value[1:] for key, value in given.items()})
+    torch.testing.assert_close(first, second, rtol=1e-3, atol=1e-4)  # norms over 2 channels
 
 
 def test_every_decoder_declares_its_dimensions_and_taps():
@@ -64,7 +77,7 @@ def test_every_decoder_declares_its_dimensions_and_taps():
 def test_every_decoder_without_outputs_gives_its_hidden_features(name, dims):
     torch.manual_seed(1)
     features = random_features(GRIDS[dims])
-    hidden = build(name, num_outputs=None).hidden(features)
+    hidden = build(name, num_outputs=None).hidden(features, **image_for(name, (7, 33, 21)[-dims:]))
     assert hidden.shape[:2] == (2, build(name).hidden_width)
 
 

@@ -16,6 +16,7 @@ from voxdino.models.decoders.linear import LinearDecoder
 from voxdino.models.decoders.primus import PrimusDecoder, SingleTapPrimusDecoder
 from voxdino.models.decoders.segdino_v1 import SegdinoV1Decoder
 from voxdino.models.decoders.tpa_sad import TpaSadDecoder
+from voxdino.models.decoders.unet import Unet2dDecoder, Unet3dDecoder
 from voxdino.models.decoders.upernet3d import Upernet3dDecoder
 from voxdino.models.inputs import Channels, InputBuilder, Neighbours, Repeat, Rgb, Slices3, Slices5, Windows
 
@@ -90,6 +91,8 @@ DECODERS: dict[str, type[Decoder]] = {
     "primus_single": SingleTapPrimusDecoder,
     "conv3d": Conv3dDecoder,
     "upernet3d": Upernet3dDecoder,
+    "unet_2d": Unet2dDecoder,
+    "unet_3d": Unet3dDecoder,
 }
 
 INPUT_BUILDERS: dict[str, type[InputBuilder]] = {

@@ -19,12 +19,15 @@ class Decoder(nn.Module, ABC):
     num_taps:     feature maps it reads (the last ones).
     num_dims:     spatial dimensions it works in; for a decoder of 2 only, the slices of a volume are the batch.
     fuses_detail: it takes a detail stream's coarsest map into its own pyramid; for others it is added to `hidden`.
+    reads_image:  it reads the voxels, and takes them as `image` (B, C, D, H, W) in every call, normalised and without
+                  context slices.
     hidden_width: channels of `hidden`.
     """
 
     num_taps: ClassVar[int]
     num_dims: ClassVar[tuple[int, ...]]
     fuses_detail: ClassVar[bool] = False
+    reads_image: ClassVar[bool] = False
     hidden_width: int
     to_logits: nn.Module
 
