@@ -8,6 +8,7 @@ import typer
 from voxdino.cli.options import (
     GeometryOption,
     JsonOption,
+    LesionsOption,
     LossyOption,
     MapOption,
     StrictOption,
@@ -31,9 +32,7 @@ def evaluate(
             "--metrics", help="Some of voxdino list metrics, with commas; default: all, lesion-wise ones apart."
         ),
     ] = None,
-    lesions: Annotated[
-        bool, typer.Option("--lesions", help="Lesion-wise scores too: recall, precision, F1, recall by size.")
-    ] = False,
+    lesions: LesionsOption = False,
     lesion_overlap: Annotated[
         float,
         typer.Option(

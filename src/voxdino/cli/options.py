@@ -72,6 +72,9 @@ TrustOption = Annotated[
 ExternalOption = Annotated[
     bool, typer.Option("--allow-external", rich_help_panel=ODD, help="Read files outside the data set's folder.")
 ]
+LesionsOption = Annotated[
+    bool, typer.Option("--lesions", help="Lesion-wise scores too: recall, precision, F1, recall by size.")
+]
 TimeBudgetOption = Annotated[
     str | None, typer.Option("--time-budget", metavar="TIME", help="Be done within, e.g. 10m or 1h30m.")
 ]

@@ -1,7 +1,7 @@
 """The whole road of `run` and `demo`: prepare, fine-tune, predict the held-back cases, score them, draw them."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from voxdino.cli.summaries import print_scores
 from voxdino.core.errors import InputError, PartialError, VoxdinoError
 from voxdino.core.io import read_label_map
 from voxdino.evaluation.evaluate import evaluate, prediction_options
+from voxdino.evaluation.metrics import LESION_METRICS, USUAL_METRICS
 from voxdino.evaluation.pictures import overlay_grid
 from voxdino.evaluation.scores import FailedCase, Scores
 from voxdino.finetuning.config import FinetuneConfig
@@ -78,8 +79,12 @@ def go(
     device: str,
     num_workers: int | None,
     budget: Budget,
+    lesions: bool = False,
 ) -> Road:
-    """Go the road from a planned data set to scores and a picture in `run_folder`; done steps are not done again."""
+    """Go the road from a planned data set to scores and a picture in `run_folder`; done steps are not done again.
+
+    lesions: score lesion by lesion too.
+    """
     road = Road(workdir, run_folder)
     backbone, card = load_backbone(config.backbone)
     say(f"backbone {card.name}: {card.num_parameters / 1e6:.1f} M parameters, licence {card.licence}")
@@ -104,7 +109,10 @@ def go(
     for name in ("scores.json", "picture.png"):  # of an earlier call
         (run_folder / name).unlink(missing_ok=True)
     failed = road.timed("predict", lambda: predict_held_back(run_folder, cases, device))
-    road.scores = road.timed("evaluate", lambda: score_held_back(planned.plan, run_folder, cases, failed, num_workers))
+    metrics = USUAL_METRICS + (LESION_METRICS if lesions else ())
+    road.scores = road.timed(
+        "evaluate", lambda: score_held_back(planned.plan, run_folder, cases, failed, num_workers, metrics)
+    )
     road.timed("picture", lambda: draw(planned.plan, run_folder, cases, road.scores))
     return road
 
@@ -127,7 +135,12 @@ def predict_held_back(run_folder: Path, cases: list[Case], device: str) -> dict[
 
 
 def score_held_back(
-    plan: Plan, run_folder: Path, cases: list[Case], failed: dict[str, str], num_workers: int | None
+    plan: Plan,
+    run_folder: Path,
+    cases: list[Case],
+    failed: dict[str, str],
+    num_workers: int | None,
+    metrics: Sequence[str] = USUAL_METRICS,
 ) -> Scores:
     """Score RUN/validation against the data set's labels into RUN/scores.json, where unpredicted cases fail too."""
     pairs = [(case.id, output_file(case, run_folder / "validation"), case.label) for case in cases if case.label]
@@ -136,6 +149,7 @@ def score_held_back(
             pairs,
             plan.labels,
             plan.read_options,
+            metrics=metrics,
             num_workers=num_workers,
             on_progress=on_progress,
         )

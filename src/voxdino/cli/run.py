@@ -17,6 +17,7 @@ from voxdino.cli.options import (
     FoldOption,
     GeometryOption,
     JsonOption,
+    LesionsOption,
     LossyOption,
     MapOption,
     NanOption,
@@ -43,6 +44,7 @@ def run(
     time_budget: TimeBudgetOption = None,
     name: Annotated[str | None, typer.Option("--name", help="Of the run; default: RECIPE_foldN.")] = None,
     set_: SetOption = None,
+    lesions: LesionsOption = False,
     map_: MapOption = None,
     lossy_labels: LossyOption = None,
     nan_policy: NanOption = NanPolicy.refuse,
@@ -117,6 +119,7 @@ def run(
         device=device,
         num_workers=workers,
         budget=Budget(budget_s, started),
+        lesions=lesions,
     )
     if not json:
         print_road(road)
