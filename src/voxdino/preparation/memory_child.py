@@ -36,14 +36,14 @@ def _open(source: str) -> tuple[Any, dict[str, Any]]:
     """The backbone, trained weights where `source` has them, and what the parent wants to know of it."""
     import torch
 
-    from voxdino.models.backbones.vit import ViT
+    from voxdino.models.backbones.build import build_backbone
     from voxdino.models.registry import BACKBONES
     from voxdino.models.weights import load_backbone
 
     name = source.removeprefix("random:")
     if name in BACKBONES and not Path(source).exists():
         with torch.device("meta"):
-            backbone = ViT(BACKBONES[name])
+            backbone = build_backbone(BACKBONES[name])
     else:
         try:
             backbone = load_backbone(source)[0]
@@ -70,8 +70,9 @@ def _measure(
 ) -> dict[str, Any]:
     """Bytes per sample and besides, from a forward and backward pass at one batch size or two.
 
-    LoRA is what is measured: its activations are those of full fine-tuning. After the first pass all that it added is
-    taken for the sample's; where `most` samples of that size stay within `usable` of the memory, that will do.
+    LoRA is what is measured: its activations are those of full fine-tuning, which is measured where there is no LoRA;
+    without a backbone it is the U-Net. After the first pass all that it added is taken for the sample's; where `most`
+    samples of that size stay within `usable` of the memory, that will do.
     """
     import torch
 
@@ -81,12 +82,15 @@ def _measure(
 
     if sum(parameter.numel() for parameter in backbone.parameters()) > _MOST_PARAMETERS:
         raise ResourceError("the backbone is too large to try it here")
-    if next(backbone.parameters()).is_meta:
+    if any(parameter.is_meta for parameter in backbone.parameters()):
         backbone = backbone.to_empty(device=device)
         with torch.no_grad():
             for tensor in (*backbone.parameters(), *backbone.buffers()):
                 tensor.zero_()
     context = INPUT_BUILDERS[input_builder].context_slices
+    decoder = "tpa_sad" if len(backbone.default_taps()) >= 4 else "linear"
+    if backbone.depth == 0:
+        decoder = "unet_3d" if slab > 1 else "unet_2d"
     config = ModelConfig(
         backbone="probe",
         input_builder=input_builder,
@@ -94,7 +98,8 @@ def _measure(
         num_channels=num_channels,
         magnification=1.0,
         num_outputs=num_outputs,
-        adaptation="lora",
+        decoder=decoder,
+        adaptation="frozen" if backbone.depth == 0 else "lora" if "lora" in backbone.abilities else "full",
     )
     segmenter = build_segmenter(config, backbone).to(device).train()
     if device == "cuda":
