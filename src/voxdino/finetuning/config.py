@@ -6,6 +6,7 @@ from pydantic import Field
 
 from voxdino.data.augment import AugmentConfig
 from voxdino.data.sampling import Quotas
+from voxdino.models.segmenter import DecoderSetting
 from voxdino.training.config import TrainingConfig
 
 
@@ -36,7 +37,7 @@ class FinetuneConfig(TrainingConfig):
     decoder: str = "tpa_sad"
     decoder_width: int | None = Field(default=None, ge=8)
     pyramid_scales: tuple[int, ...] | None = None
-    decoder_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    decoder_settings: dict[str, DecoderSetting] = Field(default_factory=dict)
     adaptation: Literal["frozen", "lora", "last_k", "full"] = "frozen"
     lora_rank: int = Field(default=16, ge=1)
     lora_alpha: float = Field(default=16.0, gt=0)
@@ -45,6 +46,7 @@ class FinetuneConfig(TrainingConfig):
     drop_path: float = Field(default=0.0, ge=0, lt=1)
     rope_rescale: float | None = Field(default=None, ge=1)
     gradient_checkpointing: bool = False
+    magnification_scale: float = Field(default=1.0, gt=0)
     depth_adapter: int = Field(default=0, ge=0)
     detail: Literal["none", "slices", "volume"] = "none"
     detail_width: int | None = Field(default=None, ge=4)

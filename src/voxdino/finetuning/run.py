@@ -27,7 +27,7 @@ from voxdino.models.decoders.tpa_sad import PUBLISHED_SCALES
 from voxdino.models.lora import merge_lora
 from voxdino.models.precision import autocast, channels_last, resolve_device
 from voxdino.models.registry import DECODERS, look_up
-from voxdino.models.segmenter import ModelConfig, Segmenter
+from voxdino.models.segmenter import DecoderSetting, ModelConfig, Segmenter
 from voxdino.models.weights import WeightsCard, load_backbone
 from voxdino.preparation.plan import Plan
 from voxdino.preparation.splits import Split
@@ -126,7 +126,7 @@ def finetune(
         target = resolve_device(device)
         torch.manual_seed(config.seed)
         backbone, card = _backbone(config, stage, weights_folder)
-        if backbone.patch_size != plan.patch_size:
+        if backbone.depth and backbone.patch_size != plan.patch_size:
             raise PlanError(
                 f"the plan is for tokens of {plan.patch_size} pixels, those of {card.name} have {backbone.patch_size}",
                 where=workdir / "plan.json",
@@ -180,14 +180,19 @@ def finetune(
 
 
 def effective_plan(config: FinetuneConfig, plan: Plan) -> Plan:
-    """The plan with the slab of a model that sees several slices together; the run folder keeps it."""
+    """The plan with what the recipe changes: slab, batch, magnification; the run folder keeps it."""
     usual = 1
     if sees_slab(config.decoder, config.detail, config.depth_adapter):
         usual = plan.slab if plan.slab > 1 else SLAB
     slab = 1 if plan.ndim == 2 else config.slab or usual
     batch = max(1, plan.batch_size // slab) if config.batch_size is None else config.batch_size
+    magnification = round(plan.magnification * config.magnification_scale, 3)
     reasons = {**plan.reasons, "slab": f"what the recipe {config.recipe} sees together."}
-    return plan.model_copy(update={"slab": slab, "batch_size": batch, "reasons": reasons})
+    if magnification != plan.magnification:
+        why = f"{config.magnification_scale} times the data set's {plan.magnification}, for {config.recipe}."
+        reasons["magnification"] = why
+    changes = {"slab": slab, "batch_size": batch, "magnification": magnification, "reasons": reasons}
+    return plan.model_copy(update=changes)
 
 
 def _drawn(split: Split, config: FinetuneConfig) -> Split:
@@ -313,16 +318,20 @@ def _model_config(config: FinetuneConfig, plan: Plan, card: WeightsCard, device:
     )
 
 
-def _decoder_settings(config: FinetuneConfig, plan: Plan) -> dict[str, bool | int | float | str]:
-    """As configured. A 3-D decoder's finest level is no finer than a voxel, or, before a detail stream, than the
-    stream's coarsest map, four voxels wide: finer levels would cost most and could tell nothing.
+def _decoder_settings(config: FinetuneConfig, plan: Plan) -> dict[str, DecoderSetting]:
+    """As configured, with what follows from the plan: the crop a U-Net is built for, and a 3-D decoder's finest level.
+
+    That is no finer than a voxel, or, before a detail stream, than the stream's coarsest map, four voxels wide: finer
+    levels would cost most and could tell nothing.
     """
     kind = look_up(DECODERS, config.decoder, kind="decoder")
-    if "finest_scale" not in inspect.signature(kind).parameters:
-        return config.decoder_settings
-    needed = plan.patch_size / plan.magnification / (1 if config.detail == "none" else 4)
-    scale = next((scale for scale in (1, 2) if scale >= 0.75 * needed), 4)
-    return {"finest_scale": scale, **config.decoder_settings}
+    read, planned = inspect.signature(kind).parameters, dict[str, DecoderSetting]()
+    if "plan_size" in read:
+        planned["plan_size"] = plan.crop if 2 in kind.num_dims else (plan.slab, *plan.crop)
+    if "finest_scale" in read:
+        needed = plan.patch_size / plan.magnification / (1 if config.detail == "none" else 4)
+        planned["finest_scale"] = next((scale for scale in (1, 2) if scale >= 0.75 * needed), 4)
+    return planned | config.decoder_settings
 
 
 def _pyramid_scales(plan: Plan, device: torch.device) -> tuple[int, ...]:

@@ -20,6 +20,7 @@ from voxdino.models.detail import DetailMaps, DetailStream, GatedFusion, Refinem
 from voxdino.models.features import Features, Prediction, slices_to_volume
 from voxdino.models.inputs import InputBuilder
 
+DecoderSetting = bool | int | float | str | tuple[int, ...] | tuple[float, ...]
 Adaptation = Literal["frozen", "lora", "last_k", "full"]
 
 
@@ -55,7 +56,7 @@ class ModelConfig(Record):
     decoder_width: int = 128
     pyramid: Pyramid = "x8_x4_x2_x1"
     pyramid_scales: tuple[int, ...] = PUBLISHED_SCALES
-    decoder_settings: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    decoder_settings: dict[str, DecoderSetting] = Field(default_factory=dict)
     num_outputs: int
     adaptation: Adaptation = "frozen"
     lora_rank: int = 16
@@ -105,7 +106,9 @@ class Segmenter(nn.Module):
     @property
     def cacheable(self) -> bool:
         """Features of an image never change: backbone frozen, no adapters in it, no trained input builder before it."""
-        return self.config.adaptation == "frozen" and not self.config.depth_adapter and not self.inputs.trainable
+        config = self.config
+        changing = config.adaptation != "frozen" or config.depth_adapter > 0 or self.inputs.trainable
+        return self.backbone.depth > 0 and not changing
 
     def train(self, mode: bool = True) -> "Segmenter":
         """Training mode for what trains; frozen blocks of the backbone stay in eval mode whatever is asked."""
@@ -125,7 +128,7 @@ class Segmenter(nn.Module):
     @property
     def reads_image(self) -> bool:
         """The decoding half needs the voxels beside the features."""
-        return self.detail is not None
+        return self.detail is not None or self.decoder.reads_image
 
     @property
     def volumetric(self) -> bool:
@@ -140,23 +143,33 @@ class Segmenter(nn.Module):
         num_slices = image.shape[2] - 2 * self.inputs.context_slices
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.cacheable):
             slices = self.inputs(image)
-            portion = slices_at_once or self.config.slices_at_once or len(slices)
-            if self.config.depth_adapter:  # a case's slices see each other
-                portion = max(portion // num_slices, 1) * num_slices
-            parts = [self._encode(part, num_slices) for part in slices.split(portion)]
-        if len(parts) == 1:
-            return parts[0]
-        maps = tuple(torch.cat(same_tap) for same_tap in zip(*(part.maps for part in parts), strict=True))
-        return Features(maps, torch.cat([part.cls_token for part in parts]), parts[0].patch_size)
+            size = self.network_size((slices.shape[2], slices.shape[3]))
+            if size != slices.shape[2:]:
+                shrinks = size[0] < slices.shape[2] or size[1] < slices.shape[3]
+                slices = F.interpolate(slices, size=size, mode="bilinear", antialias=shrinks)
+            features: Features = self.backbone(
+                slices,
+                taps=self.taps,
+                tap_norm=self.config.tap_norm,
+                num_slices=num_slices,
+                images_at_once=slices_at_once or self.config.slices_at_once,
+            )
+        if not self.config.blank_features:
+            return features
+        maps = tuple(torch.zeros_like(one) for one in features.maps)
+        return Features(maps, torch.zeros_like(features.cls_token), features.patch_size)
 
     def decode(
         self, features: Features, shape: tuple[int, int, int], image: Float[Tensor, "B C D H W"] | None = None
     ) -> Float[Tensor, "B K D H W"]:
         """Logits in float32 of slabs of `shape` = (D, H, W), from the decoder's own grid straight to the voxels.
 
-        image: the slab's voxels, without context slices; read where the model has a detail stream.
+        image: the slab's voxels, without context slices; for models that read them (`reads_image`).
         """
         num_slices = shape[0]
+        if self.decoder.reads_image:
+            scores: Tensor = self.decoder(features, shape if self.volumetric else shape[1:], image=image)
+            return scores if self.volumetric else slices_to_volume(scores, num_slices)
         if self.volumetric:
             features = features.as_volume(num_slices)
         logits: Tensor
@@ -240,20 +253,3 @@ class Segmenter(nn.Module):
             return 1.0
         above = self.backbone.depth - 1 - self.backbone.level(name.removeprefix("backbone."))
         return backbone_lr_scale * layer_decay**above
-
-    def _encode(self, slices: Float[Tensor, "S P H W"], num_slices: int) -> Features:
-        height, width = slices.shape[2:]
-        size = self.network_size((height, width))
-        if size != (height, width):
-            shrinks = size[0] < height or size[1] < width
-            slices = F.interpolate(slices, size=size, mode="bilinear", antialias=shrinks)
-        features: Features = self.backbone(
-            slices,
-            taps=self.taps,
-            tap_norm=self.config.tap_norm,
-            num_slices=num_slices if self.config.depth_adapter else 1,
-        )
-        if not self.config.blank_features:
-            return features
-        maps = tuple(torch.zeros_like(one) for one in features.maps)
-        return Features(maps, torch.zeros_like(features.cls_token), features.patch_size)
