@@ -22,7 +22,8 @@ class Features:
     def as_volume(self, num_slices: int) -> "Features":
         """Of slices side by side, (B * D, E, h, w), the volumes they are: (B, E, D, h, w), a token one slice deep."""
         maps = tuple(slices_to_volume(one, num_slices) for one in self.maps)
-        cls_token = self.cls_token.reshape(-1, num_slices, self.cls_token.shape[1]).mean(1)
+        num_images, width = self.cls_token.shape
+        cls_token = self.cls_token.reshape(num_images // num_slices, num_slices, width).mean(1)
         return Features(maps, cls_token, (1, *self.patch_size))
 
 
