@@ -145,5 +145,10 @@ def test_the_backbone_alone_has_the_adapters_merged(foreign):
 
 def test_facts_beside_the_weights_are_kept_as_they_are(foreign):
     _, state = foreign("DINO-Med3D, stage 1")
-    facts = {"norm_stats": '{"mean": 0.2, "std": 0.3}', "num_classes": "3", "optimizer_state": "{}"}
-    assert convert(state, facts=facts).description.facts == {"norm_stats": facts["norm_stats"], "num_classes": "3"}
+    facts = {
+        "checkpoint.norm_stats": '{"mean": 0.2, "std": 0.3}',
+        "checkpoint.num_classes": "3",
+        "checkpoint.epoch": "9",
+    }
+    kept = convert(state, facts=facts).description.facts
+    assert kept == {"norm_stats": '{"mean": 0.2, "std": 0.3}', "num_classes": "3"}

@@ -1,12 +1,17 @@
 """`voxdino weights`: which backbones are here, getting more, looking into a file."""
 
+from json import dumps
 from pathlib import Path
-from typing import Annotated
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from voxdino.cli.options import JsonOption, SetOption
 from voxdino.cli.output import print_json, print_table, say
+
+if TYPE_CHECKING:
+    from voxdino.models.foreign import ImportedModel
 
 app = typer.Typer(help="Backbone weights: list, pull (the only command that uses the network), import, inspect.")
 
@@ -91,8 +96,29 @@ def inspect(file: FileArgument, set_: SetOption = None, json: JsonOption = False
         "sha256": card.source_digest,
         "notes": "; ".join(card.notes) or "none",
     }
+    if card.model is not None:
+        facts |= _model_facts(card.model)
     for key, value in facts.items():
         print(f"{key:<13} {value}")
+
+
+def _model_facts(model: "ImportedModel") -> dict[str, str]:
+    """What a whole model of other authors is, beside its backbone."""
+    config = model.config
+    texts = {k: v if isinstance(v, str) else dumps(v, separators=(",", ":")) for k, v in model.settings().items()}
+    decoder = f"{config.decoder}, {config.num_outputs} outputs, taps {', '.join(map(str, config.taps or ()))}"
+    if config.detail != "none":
+        decoder += ", with a detail stream"
+    if config.adaptation == "lora":
+        decoder += f", low-rank adapters of rank {config.lora_rank}"
+    return {
+        "model": model.system,
+        "decoder": f"{decoder}; {model.num_parameters / 1e6:.2f} M parameters beside the backbone",
+        "trained with": "; ".join(f"{key} {value}" for key, value in model.facts.items()) or "the file does not say",
+        "not mapped": "; ".join(model.unmapped) or "nothing",
+        "left out": "; ".join(model.dropped) or "nothing",
+        "fits with": " ".join(f"--set {quote(f'{key}={text}')}" for key, text in texts.items()),
+    }
 
 
 def _show_imported(card: object, folder: Path, as_json: bool) -> None:
@@ -104,6 +130,12 @@ def _show_imported(card: object, folder: Path, as_json: bool) -> None:
         print_json(card.to_json())
     else:
         print(f"{card.name}  {card.num_parameters / 1e6:.1f} M parameters, in {folder}")
+        if card.model is not None:
+            print(f"{'architecture':<13} {card.config.summary()}")
+            for key, value in _model_facts(card.model).items():
+                print(f"{key:<13} {value}")
         print(f"use it: voxdino run DATASET --backbone {card.name}")
+        if card.model is not None:
+            print(f"to start from all of it: also --set initial_weights={card.name}")
     if notice:
         say(notice)

@@ -17,7 +17,7 @@ from torch import Tensor
 from voxdino.core.errors import ConfigError, WeightsError
 from voxdino.core.geometry import format_shape
 from voxdino.core.records import Record
-from voxdino.models.backbones.build import build_backbone
+from voxdino.models.backbones.build import BackboneConfig, build_backbone
 from voxdino.models.compose import build_segmenter
 from voxdino.models.decoders.primus import from_meddinov3_decoder
 from voxdino.models.decoders.segdino_v1 import from_segdino_v1
@@ -25,7 +25,8 @@ from voxdino.models.decoders.tpa_sad import from_segdino_v2
 from voxdino.models.decoders.upernet3d import from_dinomed3d_stage2
 from voxdino.models.layouts import BackboneState, as_float32, convert
 from voxdino.models.lora import merged_state
-from voxdino.models.segmenter import ModelConfig
+from voxdino.models.segmenter import ModelConfig, Segmenter
+from voxdino.models.tensor_files import FACT
 
 Tensors = dict[str, Tensor]
 Where = str | PathLike[str] | None
@@ -53,6 +54,27 @@ class ImportedModel(Record):
     facts: dict[str, str] = Field(default_factory=dict)
     unmapped: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+
+    def settings(self) -> dict[str, Any]:
+        """Settings of a fine-tuning (`--set`) under which all its weights fit."""
+        config = self.config
+        chosen: dict[str, Any] = {"decoder": config.decoder, "taps": list(config.taps or ())}
+        if config.decoder not in ("linear", "primus", "primus_single"):
+            chosen["decoder_width"] = config.decoder_width
+        pyramid = {"pyramid": config.pyramid} if config.pyramid != "x8_x4_x2_x1" else {}
+        if further := {**config.decoder_settings, **pyramid}:
+            chosen["decoder_settings"] = further
+        if not config.tap_norm:
+            chosen["tap_norm"] = False
+        if config.detail != "none":
+            chosen |= {"detail": config.detail, "detail_width": config.detail_width}
+        if config.adaptation == "lora":
+            chosen |= {"adaptation": "lora", "lora_rank": config.lora_rank}
+        return chosen
+
+    def around(self, name: str) -> "ImportedModel":
+        """The same around the backbone `name`."""
+        return self.model_copy(update={"config": self.config.model_copy(update={"backbone": name})})
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,24 +115,20 @@ def convert_model(
     """A recognised state as a complete state of ours.
 
     name:     of the imported weights, by which the model will name its backbone.
-    facts:    entries beside the weights, as JSON.
+    facts:    metadata of the file; those entries are kept that say how the model was trained.
     settings: fields of the backbone's configuration that the file cannot say.
     Errors: WeightsError where the backbone or the rest is incomplete, of other shapes, or not finite.
     """
     keys = _unwrapped(tensors)
     system = recognise(keys)
-    assert system is not None
+    assert system is not None, "recognise first"
     draft = SYSTEMS[system][1](keys)
     if not draft.backbone:
         fix = "get the file that holds the whole model; a decoder is of no use without the encoder it was trained on."
         raise WeightsError(f"{system} without its backbone", where=where, fix=fix)
     backbone = convert(draft.backbone, settings={**draft.backbone_settings, **(settings or {})}, where=where)
     config = ModelConfig(backbone=name, **draft.config)
-    try:
-        with torch.device("meta"):
-            model = build_segmenter(config, build_backbone(backbone.config))
-    except (ConfigError, RuntimeError) as error:
-        raise WeightsError(f"looks like {system}, but cannot be built ({error})", where=where, fix=_WHOLE) from error
+    model = _without_weights(config, backbone.config, system, where)
     expected = model.state_dict()
     config = config.model_copy(update={"taps": draft.taps.get(model.backbone.depth, model.taps)})
     inner = {f"{BACKBONE}{key}": value for key, value in backbone.tensors.items()}
@@ -122,21 +140,43 @@ def convert_model(
         system=system,
         config=config,
         num_parameters=sum(value.numel() for value in parts.values()),
-        facts={key: value for key, value in (facts or {}).items() if key in _FACTS},
+        facts={key: facts[f"{FACT}{key}"] for key in _FACTS if facts and f"{FACT}{key}" in facts},
         unmapped=tuple(_told(key, value) for key, value in draft.parts.items() if key not in needed),
         dropped=tuple(draft.dropped),
     )
     return ForeignModel(_backbone_alone(whole, backbone, config), whole, description)
 
 
+def backbone_of_model(
+    tensors: Mapping[str, Tensor],
+    description: ImportedModel,
+    config: BackboneConfig,
+    *,
+    settings: Mapping[str, str] | None = None,
+    where: Where = None,
+) -> BackboneState:
+    """The backbone of a model that was imported. Errors: WeightsError where the model is not complete."""
+    expected = _without_weights(description.config, config, description.system, where).state_dict()
+    _require_complete(tensors, expected, description.system, where)
+    return convert(_backbone_part(tensors, description.config), own_config=config, settings=settings, where=where)
+
+
+def _without_weights(config: ModelConfig, backbone: BackboneConfig, system: str, where: Where) -> Segmenter:
+    try:
+        with torch.device("meta"):
+            return build_segmenter(config, build_backbone(backbone))
+    except (ConfigError, RuntimeError) as error:
+        raise WeightsError(f"looks like {system}, but cannot be built ({error})", where=where, fix=_WHOLE) from error
+
+
 def _backbone_alone(whole: Tensors, backbone: BackboneState, config: ModelConfig) -> BackboneState:
-    merged = backbone_part(whole, config)
+    merged = _backbone_part(whole, config)
     adapted = sum(_ADAPTER in key for key in whole) // 2
     note = (f"{adapted} low-rank adapters; the backbone alone has them merged",) if adapted else ()
     return BackboneState(backbone.layout, backbone.config, merged, (*backbone.notes, *note))
 
 
-def backbone_part(whole: Mapping[str, Tensor], config: ModelConfig) -> Tensors:
+def _backbone_part(whole: Mapping[str, Tensor], config: ModelConfig) -> Tensors:
     """The backbone of a model's state, without prefix, low-rank adapters merged into the weights under them."""
     own = {key.removeprefix(BACKBONE): value for key, value in whole.items() if key.startswith(BACKBONE)}
     return merged_state(own, alpha=config.lora_alpha)
@@ -252,7 +292,7 @@ def _size(tensors: Tensors, key: str, axis: int = 0) -> int:
     return 1 if value is None or value.ndim < 2 else value.shape[axis]
 
 
-def _require_complete(parts: Tensors, needed: Mapping[str, Tensor], system: str, where: Where) -> None:
+def _require_complete(parts: Mapping[str, Tensor], needed: Mapping[str, Tensor], system: str, where: Where) -> None:
     problems = [f"{key} is missing" for key in needed if key not in parts]
     problems += [
         f"{key} is {format_shape(parts[key].shape)}, not {format_shape(value.shape)}"

@@ -3,7 +3,9 @@
 The only module that calls torch.load, and only with weights_only=True; a refusal is final.
 """
 
+import json
 import re
+import struct
 import zipfile
 from collections.abc import Mapping
 from os import PathLike
@@ -17,13 +19,16 @@ from torch import Tensor
 from voxdino.core.errors import SafetyError, WeightsError
 from voxdino.core.safe_files import require_file
 
-_WRAPPERS = ("teacher", "model", "state_dict")
+FACT = "checkpoint."  # before the keys of what lies beside the weights in a .pth file
+_WRAPPERS = ("teacher", "model", "state_dict", "model_state_dict", "network_weights")
+_MAX_FACT = 10_000  # characters
 _AGAIN = "download or copy it again."
 
 
 def read_tensors(path: str | PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a .safetensors or .pth file, told apart by content.
 
+    Of a .pth file the metadata are the plain values beside the wrapped weights, as JSON, under FACT + key.
     Errors: WeightsError for web pages, Git LFS pointers, empty, truncated, damaged or foreign files; SafetyError for
     pickles that hold more than tensors, and for the old torch formats, which are pickles throughout.
     """
@@ -36,7 +41,7 @@ def read_tensors(path: str | PathLike[str]) -> tuple[dict[str, Tensor], dict[str
     if head.startswith(b"version https://git-lfs"):
         raise WeightsError("is a Git LFS pointer, not the weights", where=path, fix="run `git lfs pull` in its folder.")
     if head.startswith(b"PK\x03\x04"):
-        return _read_torch(Path(path), size), {}
+        return _read_torch(Path(path), size)
     if head[8:9] == b"{":
         return _read_safetensors(Path(path), size, int.from_bytes(head[:8], "little"))
     if head[:1] in (b"\x80", b"(", b"c") or head[257:262] == b"ustar":
@@ -59,7 +64,7 @@ def _read_safetensors(path: Path, size: int, header_size: int) -> tuple[dict[str
         raise WeightsError(f"{what} ({error})", where=path, fix=_AGAIN) from error
 
 
-def _read_torch(path: Path, size: int) -> dict[str, Tensor]:
+def _read_torch(path: Path, size: int) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -74,7 +79,8 @@ def _read_torch(path: Path, size: int) -> dict[str, Tensor]:
     if damaged is not None:
         raise WeightsError(f"is damaged: {damaged} does not have its checksum", where=path, fix=_AGAIN)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_NUMPY_SCALARS):
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         if type(error).__name__ == "UnpicklingError":
             raise SafetyError(
@@ -83,7 +89,47 @@ def _read_torch(path: Path, size: int) -> dict[str, Tensor]:
                 fix="get the weights as .safetensors from a source you trust.",
             ) from error
         raise WeightsError(f"is no torch checkpoint ({str(error)[:120]})", where=path, fix=_AGAIN) from error
-    return _only_tensors(content, path, size)
+    return _only_tensors(content, path, size), _facts(content)
+
+
+class _NumberKind:
+    """Stands in for numpy.dtype while a file is opened: `order` and `code` as in struct."""
+
+    def __init__(self, code: str, *_: object) -> None:
+        self.code, self.order = _STRUCT_CODES[code], "<"
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        self.order = {"<": "<", ">": ">", "|": "<"}[state[1]]
+
+
+def _number(kind: _NumberKind, data: bytes) -> float | int | bool:
+    """Stands in for numpy's maker of scalars: training code likes to save a mean or a score as one."""
+    value: float | int | bool = struct.unpack(kind.order + kind.code, data)[0]
+    return value
+
+
+_STRUCT_CODES = {
+    "f8": "d", "f4": "f", "f2": "e", "i8": "q", "i4": "i", "i2": "h", "i1": "b", "u8": "Q", "u4": "I", "u2": "H",
+    "u1": "B", "b1": "?",
+}  # fmt: skip
+_NUMPY_SCALARS: list[Any] = [
+    (_NumberKind, "numpy.dtype"),
+    (_number, "numpy._core.multiarray.scalar"),
+    (_number, "numpy.core.multiarray.scalar"),
+]
+
+
+def _facts(content: Any) -> dict[str, str]:
+    """Whatever beside the weights is plain and short."""
+    facts = {}
+    for key, value in content.items() if isinstance(content, Mapping) else ():
+        try:
+            text = json.dumps(value)
+        except (TypeError, ValueError, RecursionError):
+            continue
+        if len(text) <= _MAX_FACT:
+            facts[f"{FACT}{key}"] = text
+    return facts
 
 
 def _only_tensors(content: Any, path: Path, size: int) -> dict[str, Tensor]:

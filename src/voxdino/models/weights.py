@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Mapping
 from os import PathLike, environ, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import save, save_file
@@ -28,6 +28,7 @@ from voxdino.models.backbones.build import BackboneConfig, backbone_from_state, 
 from voxdino.models.backbones.no_backbone import NoBackbone, NoBackboneConfig
 from voxdino.models.backbones.timm_bridge import TimmConfig
 from voxdino.models.backbones.vit import ViTConfig
+from voxdino.models.foreign import ImportedModel, backbone_of_model, convert_model, recognise
 from voxdino.models.layouts import BackboneState, convert, convert_timm
 from voxdino.models.registry import BACKBONES, look_up
 from voxdino.models.tensor_files import read_tensors as read_tensors
@@ -50,6 +51,7 @@ class WeightsCard(Record):
     source:        the file's name or the repository it came from; never a path of somebody's machine.
     file_digest:   SHA-256 of the file the weights are in now; source_digest: of the file they came from.
     licence_shown: the licence was printed once already.
+    model:         where the file holds a whole model of other authors: what it is. The rest is about its backbone.
     """
 
     name: str
@@ -61,8 +63,17 @@ class WeightsCard(Record):
     config: BackboneConfig
     num_parameters: int
     notes: tuple[str, ...] = ()
+    model: ImportedModel | None = None
     licence_shown: bool = False
     format_version: int = 1
+
+
+class WeightsFile(NamedTuple):
+    """A file's backbone, all its tensors (those of a whole model by the names of our Segmenter), and its card."""
+
+    backbone: BackboneState
+    tensors: dict[str, Tensor]
+    card: WeightsCard
 
 
 def default_weights_folder() -> Path:
@@ -94,6 +105,18 @@ def load_backbone(
         return NoBackbone(NoBackboneConfig()).eval(), _card_of_none()
     if text.startswith(_RANDOM):
         return _random_backbone(text, settings or {})
+    state, _, card = read_weights(source, weights_folder=weights_folder, settings=settings)
+    return backbone_from_state(state.config, state.tensors), card
+
+
+def read_weights(
+    source: str | PathLike[str],
+    *,
+    weights_folder: Path | None = None,
+    settings: Mapping[str, str] | None = None,
+) -> WeightsFile:
+    """What `load_backbone` reads, of files and imported names; with the whole model where the file holds one."""
+    text = fspath(source)
     folder = weights_folder or default_weights_folder()
     is_timm = text.startswith(_TIMM) and "@" not in text
     name = text.removeprefix(_TIMM) if is_timm else text
@@ -101,13 +124,12 @@ def load_backbone(
     path = folder / f"{name}.safetensors" if is_imported else Path(text)
     if not is_imported and (is_timm or _is_name(name)) and not path.exists():
         raise _unknown_name(text, folder)
-    state, card = _read_backbone(path, settings)
-    return backbone_from_state(state.config, state.tensors), card
+    return _read_file(path, settings)
 
 
 def inspect_weights(path: str | PathLike[str], *, settings: Mapping[str, str] | None = None) -> WeightsCard:
     """The card the file would get, after all the checks of loading it."""
-    return _read_backbone(Path(path), settings)[1]
+    return _read_file(Path(path), settings).card
 
 
 def import_weights(
@@ -121,12 +143,14 @@ def import_weights(
 ) -> WeightsCard:
     """Convert a file to our layout in the weights folder, with its card; the same file again changes nothing.
 
+    A model of other authors (see voxdino.models.foreign) is kept whole; its name then stands for its backbone too.
+
     path:    a file, a folder with one, or "timm:<model>@<file>".
     licence: what the user says it is; default: DINOv3 License for DINOv3 weights, Apache-2.0 for DINOv2.
     Errors: those of loading; UsageError for a bad name, or one that other weights have already.
     """
-    state, found = _read_backbone(Path(path), settings)
-    name = name or _name_for(Path(path), state.config)
+    state, tensors, found = _read_file(Path(path), settings)
+    name = name or _name_for(Path(path), state.config, is_model=found.model is not None)
     if not _is_name(name):
         raise UsageError(f"{name!r} is no name for weights", fix="use letters, digits, '.', '_' and '-'.")
     target = weights_folder / f"{name}.safetensors"
@@ -141,12 +165,17 @@ def import_weights(
                 fix="import under another name: --name NAME.",
             )
         card = found.model_copy(
-            update={"name": name, "licence": licence or found.licence, "source": source or found.source}
+            update={
+                "name": name,
+                "licence": licence or found.licence,
+                "source": source or found.source,
+                "model": found.model and found.model.around(name),
+            }
         )
-        require_free_space(weights_folder, 5 * card.num_parameters)
+        require_free_space(weights_folder, 5 * _count(tensors))
         embedded = card.model_copy(update={"file_digest": ""})  # a file cannot hold its own digest
         with write_atomic(target) as temporary:
-            save_file(state.tensors, temporary, metadata={"format": "pt", _CARD_KEY: embedded.model_dump_json()})
+            save_file(tensors, temporary, metadata={"format": "pt", _CARD_KEY: embedded.model_dump_json()})
         card = card.model_copy(update={"file_digest": digest_file(target)})
         card.write(_card_path(weights_folder, name))
     return card
@@ -243,7 +272,7 @@ def _card_of_none() -> WeightsCard:
     )
 
 
-def _read_backbone(path: Path, settings: Mapping[str, str] | None) -> tuple[BackboneState, WeightsCard]:
+def _read_file(path: Path, settings: Mapping[str, str] | None) -> WeightsFile:
     """Read and convert a file; where a card of ours lies beside it, its digest must agree."""
     if fspath(path).startswith(_TIMM):
         return _read_timm(fspath(path))
@@ -261,15 +290,26 @@ def _read_backbone(path: Path, settings: Mapping[str, str] | None) -> tuple[Back
     tensors, metadata = read_tensors(path)
     digest = digest_file(path)
     own = _own_card(path, metadata, digest)
-    state = convert(
-        tensors, hub_config=hub_config, own_config=own.config if own else None, settings=settings, where=path
-    )
     if own is not None:
-        return state, own.model_copy(update={"config": state.config, "file_digest": digest})
-    return state, WeightsCard(
-        name=path.stem,
+        if own.model is not None:
+            state = backbone_of_model(tensors, own.model, own.config, settings=settings, where=path)
+        else:
+            state = convert(tensors, own_config=own.config, settings=settings, where=path)
+            tensors = state.tensors
+        return WeightsFile(state, tensors, own.model_copy(update={"config": state.config, "file_digest": digest}))
+    if recognise(tensors):
+        model = convert_model(tensors, name=path.stem, facts=metadata, settings=settings, where=path)
+        card = _new_card(path, digest, model.backbone).model_copy(update={"model": model.description})
+        return WeightsFile(model.backbone, model.tensors, card)
+    state = convert(tensors, hub_config=hub_config, settings=settings, where=path)
+    return WeightsFile(state, state.tensors, _new_card(path, digest, state))
+
+
+def _new_card(path: Path, digest: str, state: BackboneState, *, name: str = "", licence: str = "") -> WeightsCard:
+    return WeightsCard(
+        name=name or path.stem,
         layout=state.layout,
-        licence=LICENCES[state.config.family],
+        licence=licence or LICENCES[state.config.family],
         source=path.name,
         file_digest=digest,
         source_digest=digest,
@@ -279,23 +319,12 @@ def _read_backbone(path: Path, settings: Mapping[str, str] | None) -> tuple[Back
     )
 
 
-def _read_timm(source: str) -> tuple[BackboneState, WeightsCard]:
+def _read_timm(source: str) -> WeightsFile:
     """Of "timm:<model>@<file>"."""
     model, _, file = source.removeprefix(_TIMM).partition("@")
     path = Path(file)
     state, licence = convert_timm(read_tensors(path)[0], model, where=path)
-    digest = digest_file(path)
-    return state, WeightsCard(
-        name=model,
-        layout=state.layout,
-        licence=licence,
-        source=path.name,
-        file_digest=digest,
-        source_digest=digest,
-        config=state.config,
-        num_parameters=_count(state.tensors),
-        notes=state.notes,
-    )
+    return WeightsFile(state, state.tensors, _new_card(path, digest_file(path), state, name=model, licence=licence))
 
 
 def _own_card(path: Path, metadata: Mapping[str, str], digest: str) -> WeightsCard | None:
@@ -331,15 +360,15 @@ def _is_name(text: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text) is not None
 
 
-def _name_for(path: Path, config: BackboneConfig) -> str:
-    """The file's own name; a published backbone's for `model.safetensors` and the like."""
+def _name_for(path: Path, config: BackboneConfig, *, is_model: bool) -> str:
+    """The file's own name; a published backbone's for `model.safetensors` and the like, if that is all it holds."""
     if isinstance(config, TimmConfig):
         return config.model
     stem = path.name if path.is_dir() else path.stem
     if stem not in _GENERIC_STEMS:
         return re.sub(r"[^A-Za-z0-9._-]+", "-", stem).lstrip("._-") or "backbone"
     for name, published in BACKBONES.items():
-        if _size(published) == _size(config):
+        if not is_model and _size(published) == _size(config):
             return name
     raise UsageError("these weights need a name", where=path.name, fix="say it: --name NAME.")
 
