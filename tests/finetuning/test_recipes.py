@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from voxdino.core.errors import ConfigError, StoppedError
 from voxdino.core.safe_files import read_json
 from voxdino.finetuning.choose import choose_recipe
+from voxdino.finetuning.cost import cost_of
 from voxdino.finetuning.recipes import RECIPES
 from voxdino.finetuning.run import finetune
 from voxdino.inference.load import load_model
@@ -131,3 +132,20 @@ def test_volumes_get_a_3d_decoder_and_pictures_do_not(workdir):
     assert choose_recipe(fingerprint, pictures, num_train=500)[0] == "segdino_v2_lora"
     name, reason = choose_recipe(fingerprint, pictures, num_train=8)
     assert name == "segdino_v2" and "only 8" in reason
+
+
+def test_costs_are_counted_without_computing():
+    """By hand: SegDINO's published decoder; LoRA, adapters and the whole backbone on top of it."""
+    costs = {name: cost_of(RECIPES[name](), device="cuda") for name in ("segdino_v2", "segdino_v1", "segdino_v2_full")}
+    assert costs["segdino_v2"].num_trained == 928_905 + 129  # the published head has one output, this has two
+    assert costs["segdino_v1"].num_trained == 2_213_793 + 513
+    backbone = costs["segdino_v2_full"].num_parameters - (3_299_593 + 257)
+    assert costs["segdino_v2"].num_parameters - costs["segdino_v2"].num_trained == backbone
+    assert costs["segdino_v2_full"].memory_bytes > 16 * costs["segdino_v2_full"].num_trained
+    assert costs["segdino_v2"].memory_bytes < costs["segdino_v2_full"].memory_bytes
+
+
+def test_more_slices_keep_more_memory():
+    few, many = (cost_of(RECIPES["frozen_detail3d"]().model_copy(update={"slab": slab})) for slab in (8, 32))
+    assert 2.5 * few.memory_bytes < many.memory_bytes < 4.5 * few.memory_bytes
+    assert few.num_trained == many.num_trained

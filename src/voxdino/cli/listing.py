@@ -28,7 +28,10 @@ def list_names(
         print_json({str(name): entries for name, entries in tables.items()})
         return
     for name, entries in tables.items():
-        print_table(str(name), ("name", "what it is"), sorted(entries.items()))
+        if name == Table.recipes:
+            _print_recipes(entries)
+        else:
+            print_table(str(name), ("name", "what it is"), sorted(entries.items()))
 
 
 def _entries(table: Table) -> dict[str, str]:
@@ -58,6 +61,30 @@ def _entries(table: Table) -> dict[str, str]:
             from voxdino.evaluation.metrics import METRICS
 
             return {name: _first_line(metric.compute) for name, metric in METRICS.items()}
+
+
+def _print_recipes(entries: dict[str, str]) -> None:
+    """What each is, what of it trains and the memory that takes, and when to take it."""
+    from voxdino.core.errors import ResourceError
+    from voxdino.finetuning.cost import cost_of
+    from voxdino.finetuning.recipes import RECIPES
+
+    rows = []
+    for name, what in entries.items():
+        told = (RECIPES[name].__doc__ or "").split("Take it", 1)[1].split("\n\n")[0]
+        when = " ".join(told.split()).split(". ")[0].split(": ")[0].strip(" .,")
+        try:
+            cost = cost_of(RECIPES[name](), device="cuda")
+            trains, memory = f"{cost.num_trained / 1e6:.2f}", f"{cost.memory_bytes / 2**30:.1f}"
+        except ResourceError as error:
+            trains, memory = "?", str(error.fix)
+        rows.append((name, what, trains, memory, when))
+    print_table("recipes", ("name", "what it is", "trains (M)", "memory (GiB)", "take it"), rows)
+    print(
+        "With a DINOv3 ViT-S/16: weights that train, at the published widths (on a CPU decoders are narrower), and\n"
+        "memory of a training step with one 224 x 224 slice or slab.\n"
+        "auto, the default of `voxdino run`, chooses from the data set's facts and says why."
+    )
 
 
 def _first_line(thing: object) -> str:

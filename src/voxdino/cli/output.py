@@ -30,13 +30,14 @@ def end(result: dict[str, Any], error: VoxdinoError | None, *, as_json: bool) ->
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table on stdout: the first column to the left, numbers to the right."""
+    """A table on stdout: the first column and texts to the left, numbers to the right."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False)
     for index, column in enumerate(columns):
-        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+        is_text = index == 0 or any(len(row[index].split()) > 6 for row in rows)
+        table.add_column(column, justify="left" if is_text else "right", overflow="fold")
     for row in rows:
         table.add_row(*row)
     Console(file=sys.stdout, markup=False, highlight=False, width=None if sys.stdout.isatty() else 160).print(table)

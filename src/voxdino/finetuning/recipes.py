@@ -144,11 +144,11 @@ def frozen_conv3d() -> FinetuneConfig:
 def frozen_detail3d() -> FinetuneConfig:
     """Frozen slices in a light 3-D decoder, refined by a detail stream that sees every voxel. Ours.
 
-    Take it for volumes: features are computed once, and a small 3-D network learns the boundaries in minutes. The
-    benchmark's probe (arXiv 2509.06467) with the detail stream of DINO-Med3D (arXiv 2606.18886). One slab a step: for a
-    given time, twice the steps teach more than slabs in pairs (hippocampus, four minutes: 0.88 against 0.86). Tokens are
-    larger than the plan says: the stream sees what is small, and smaller images leave time to train (eight minutes:
-    0.873 against 0.862).
+    Take it for volumes: features are computed once, and a small 3-D network learns the boundaries in minutes.
+    The benchmark's probe (arXiv 2509.06467) with the detail stream of DINO-Med3D (arXiv 2606.18886). One slab a step:
+    for a given time, twice the steps teach more than slabs in pairs (hippocampus, four minutes: 0.88 against 0.86).
+    Tokens are larger than the plan says: the stream sees what is small, and smaller images leave time to train (eight
+    minutes: 0.873 against 0.862).
     """
     return FinetuneConfig(
         recipe="frozen_detail3d",

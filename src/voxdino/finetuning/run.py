@@ -281,22 +281,23 @@ def new_segmenter(
     config: FinetuneConfig, plan: Plan, backbone: Backbone, card: WeightsCard, device: torch.device
 ) -> Segmenter:
     """The model that a run trains, on its device. Errors: ConfigError for what does not go together."""
-    segmenter = build_segmenter(_model_config(config, plan, card, device), backbone).to(device)
+    segmenter = build_segmenter(model_config(config, plan, card.licence, device), backbone).to(device)
     channels_last(segmenter)
     return segmenter
 
 
-def _model_config(config: FinetuneConfig, plan: Plan, card: WeightsCard, device: torch.device) -> ModelConfig:
+def model_config(config: FinetuneConfig, plan: Plan, licence: str | None, device: torch.device) -> ModelConfig:
+    """What `config` and `plan` mean for the model. plan: the effective one. licence: of the backbone's weights."""
     return ModelConfig(
         backbone=Path(config.backbone).name,  # no path of this machine in a file that is shared
-        licence=card.licence,
+        licence=licence,
         taps=config.taps,
         tap_norm=config.tap_norm,
         input_builder=plan.input_builder,
         context_slices=plan.context_slices,
         num_channels=len(plan.channels),
         decoder=config.decoder,
-        decoder_width=config.decoder_width or (64 if device.type == "cpu" else 128),
+        decoder_width=config.decoder_width or (64 if device.type == "cpu" else None),
         pyramid_scales=config.pyramid_scales or _pyramid_scales(plan, device),
         decoder_settings=_decoder_settings(config, plan),
         adaptation=config.adaptation,

@@ -45,7 +45,7 @@ def _settings_of(kind: type[Decoder], config: ModelConfig) -> dict[str, Any]:
         if name not in read:
             told = f"decoder {config.decoder!r} has no setting {name!r}.{nearest(name, read)}"
             raise ConfigError(told, fix=f"it has: {', '.join(read) or 'none'}.")
-    return {name: value for name, value in config if name in read} | config.decoder_settings
+    return {name: value for name, value in config if name in read and value is not None} | config.decoder_settings
 
 
 def sees_slab(decoder: str, detail: str, depth_adapter: int) -> bool:

@@ -40,6 +40,7 @@ class ModelConfig(Record):
     slices_at_once: most slices in the backbone at a time; bounds the memory of long slabs.
     last_k:        blocks trained under adaptation "last_k" (the final norm with them).
     pyramid, pyramid_scales: of the decoder "tpa_sad"; see there.
+    decoder_width: channels of the decoder; None: as its constructor says, which is as published.
     decoder_settings: further settings of a decoder, by name.
     rope_rescale:  DINOv3's position augmentation in training; never in a frozen backbone.
     """
@@ -53,7 +54,7 @@ class ModelConfig(Record):
     num_channels: int = 1
     magnification: float = 1.0
     decoder: str = "tpa_sad"
-    decoder_width: int = 128
+    decoder_width: int | None = None
     pyramid: Pyramid = "x8_x4_x2_x1"
     pyramid_scales: tuple[int, ...] = PUBLISHED_SCALES
     decoder_settings: dict[str, DecoderSetting] = Field(default_factory=dict)
