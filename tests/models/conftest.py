@@ -1,5 +1,7 @@
 """Small backbones of both families."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -39,3 +41,15 @@ def new_vit():
 @pytest.fixture
 def dinov2_facts():
     return DINOV2
+
+
+@pytest.fixture(scope="session")
+def timm():
+    """The library, where it and a torchvision that fits torch are installed (extra `timm`)."""
+    try:
+        with warnings.catch_warnings():  # of torchvision, while it is imported
+            warnings.simplefilter("ignore")
+            import timm
+    except (ImportError, RuntimeError) as error:
+        pytest.skip(f"needs the extra `timm` ({error})")
+    return timm

@@ -52,7 +52,8 @@ class TimmBackbone(Backbone):
     def __init__(self, config: TimmConfig) -> None:
         super().__init__()
         self.config: TimmConfig = config
-        self.model, self._normalises_taps = _build(config.model)
+        with torch.device("cpu"):  # even where the caller builds on "meta": timm computes while it builds
+            self.model, self._normalises_taps = _build(config.model)
         info: Any = self.model.feature_info
         self._strides = tuple(int(part["reduction"]) for part in info)
         self._dims = tuple(int(part["num_chs"]) for part in info)
@@ -138,10 +139,9 @@ def _run(model: Any, images: Tensor, taps: Sequence[int], *, norm: bool) -> list
 
 
 def _build(name: str) -> tuple[nn.Module, bool]:
-    """The model, and whether it normalises its intermediate maps; tried on an image of another size than its own.
+    """The model without classifier and weights, and whether it normalises its intermediate maps.
 
-    It has no classifier and no weights, and is on the CPU even where the caller builds on "meta": timm computes while
-    it builds.
+    It is tried on an image of another size than its own.
     """
     timm = _import(name)
     architecture = name.partition(".")[0]
@@ -151,8 +151,7 @@ def _build(name: str) -> tuple[nn.Module, bool]:
     reason = ""
     for settings in _ANY_SIZE:
         try:
-            with torch.device("cpu"):
-                model = timm.create_model(name, pretrained=False, num_classes=0, **settings)
+            model = timm.create_model(name, pretrained=False, num_classes=0, **settings)
         except TypeError:  # it does not know the setting
             continue
         except RuntimeError as error:  # an unknown tag
