@@ -16,11 +16,15 @@ help:
 
 install: $(STAMP)
 
+# The U-Nets need nothing but torch and numpy; the rest of their package would bring timm and a torchvision.
+BASELINE := dynamic-network-architectures
+
 # torch first and by its exact version: a range would let pip take a newer build that constraints.txt was not tested with.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check "$$(grep '^torch==' constraints.txt)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps $(BASELINE)
 	touch $@
 
 demo: $(STAMP)
