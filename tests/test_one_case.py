@@ -12,13 +12,13 @@ from voxdino.evaluation.evaluate import evaluate
 from voxdino.evaluation.pictures import overlay_picture
 from voxdino.evaluation.report import report_rows
 from voxdino.finetuning.config import FinetuneConfig
-from voxdino.finetuning.run import finetune
+from voxdino.finetuning.run import effective_plan, finetune
 from voxdino.inference.load import load_model
 from voxdino.inference.run import output_file, predict_cases
 from voxdino.preparation.check import survey
 from voxdino.preparation.dataset import read_case, read_dataset
 from voxdino.preparation.phantoms import LABELS, draw_phantoms
-from voxdino.preparation.plan import make_plan
+from voxdino.preparation.plan import Plan, make_plan
 from voxdino.preparation.prepare import prepare
 from voxdino.preparation.splits import make_splits
 
@@ -63,7 +63,7 @@ def test_from_nifti_to_report(tmp_path):
     # samples -> batches -> a trained model
     finetune(workdir, CONFIG, run_folder=run_folder, fold=0, device="cpu", on_event=lambda event: None)
     model = load_model(run_folder)
-    assert model.plan.digest() == plan.digest()
+    assert model.plan == effective_plan(CONFIG, Plan.read(workdir / "plan.json"))
 
     # -> label map on the original grid
     case = next(case for case in dataset.cases if case.id == splits[0].val[0])

@@ -11,7 +11,7 @@ from voxdino.preparation.phantoms import draw_phantoms
 TINY = ["--backbone", "random:tiny", "--device", "cpu", "--workers", "1"]
 PLAN = ["--set", "plan.magnification=1.0", "--set", "plan.batch_size=2", "--set", "plan.num_folds=3"]
 TRAINING = ["adaptation=full", "decoder_width=8", "num_epochs=1", "steps_per_epoch=3", "batch_size=2"]
-SMALL = [*TINY, *PLAN, *(word for item in TRAINING for word in ("--set", item))]
+SMALL = ["--recipe", "segdino_v2", *TINY, *PLAN, *(word for item in TRAINING for word in ("--set", item))]
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,7 @@ def test_doctor_fails_above_the_tolerance(monkeypatch, tmp_path, capsys):
     from voxdino.models.reference import ReferenceResult
 
     found = [ReferenceResult("vit", 3e-3, 1e-5, False), ReferenceResult("later", None, 1e-5, False, "not built yet")]
-    monkeypatch.setattr("voxdino.models.reference.check_reference_values", lambda folder: found)
+    monkeypatch.setattr("voxdino.models.reference.check_reference_values", lambda *_: found)
     assert main(["doctor", "--reference-values", str(tmp_path)]) == 1
     shown = capsys.readouterr()
     assert "FAILED" in shown.out and "vit: voxdino computes something else" in shown.err
@@ -261,3 +261,9 @@ def test_another_data_set_of_the_same_name_is_another_data_set(workdir, tmp_path
         path.rename(path.with_name(path.name.replace("phantom", "scan")))
     assert main(["prepare", str(other), "--workdir", str(workdir), *TINY[:2], *PLAN]) == 2
     assert "another data set of that name" in capsys.readouterr().err
+
+
+def test_without_a_recipe_one_is_chosen_and_the_reason_told(workdir, phantoms, capsys):
+    assert main(["finetune", "--workdir", str(workdir), "--dry-run"]) == 0
+    shown = capsys.readouterr()
+    assert "recipe frozen_detail3d: volumes of" in shown.err and "frozen_detail3d_fold0" in shown.out

@@ -151,7 +151,12 @@ def steps(folder: Path) -> Iterator[Step]:
     yield Step("prepare", ["prepare", str(data), *common, *small], work, None)
     shutil.copytree(work, folder / "prepared")
     training = ["--set", "adaptation=full", *(word for item in TRAINING for word in ("--set", item))]
-    yield Step("finetune", ["finetune", *common, "--device", "cpu", *training], work, folder / "prepared")
+    yield Step(
+        "finetune",
+        ["finetune", *common, "--recipe", "segdino_v2", "--device", "cpu", *training],
+        work,
+        folder / "prepared",
+    )
     predict = ["predict", str(data / "imagesTr"), "--run", str(work / "runs" / "segdino_v2_fold0"), "--out", str(out)]
     yield Step("predict", [*predict, "--device", "cpu"], out, None)
 

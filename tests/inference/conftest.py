@@ -87,7 +87,7 @@ class ByHand(Segmenter):
         self.logits = logits
         self.calls: list[tuple[int, ...]] = []
 
-    def forward(self, image: torch.Tensor) -> Prediction:
+    def forward(self, image: torch.Tensor, magnify: float = 1.0) -> Prediction:
         self.calls.append(tuple(image.shape))
         return Prediction(self.logits(image))
 

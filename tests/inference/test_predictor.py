@@ -174,3 +174,62 @@ def test_a_large_tile_sees_the_whole_slice_at_once(model):
     large = with_plan(model, tile=(16, 16))
     image = np.random.default_rng(0).standard_normal((1, 2, 12, 13)).astype(np.float32)
     assert all_logits(large, image).shape == (2, 3, 12, 13)
+
+
+def slab_model(slab, logits=None):
+    """A model that sees slabs; every logit tells how many slices came in one call."""
+    plan = make_plan(slab=slab)
+
+    def tell(image):
+        shape = (len(image), 3, *image.shape[2:])
+        return torch.full(shape, float(image.shape[2])) + image.new_tensor([0.0, 1.0, 2.0]).view(1, 3, 1, 1, 1)
+
+    return model_by_hand(logits or tell, plan)
+
+
+def slabs_of(model, depth, overlap=0.5):
+    """(first slice, logits) of a prepared image whose slice z has the value z everywhere."""
+    image = np.broadcast_to(np.arange(depth, dtype=np.int16)[None, :, None, None], (1, depth, 8, 8))
+    scaling = (ChannelScaling(source=0, lower=-1e4, upper=1e4, mean=0.0, sd=1.0),)
+    return list(predict_slabs(model, image, scaling, PredictSettings(overlap=overlap, amp="off")))
+
+
+@pytest.mark.parametrize("depth", [1, 3, 6, 7, 20, 23])
+@pytest.mark.parametrize("overlap", [0.0, 0.5, 0.8])
+def test_blended_slabs_give_every_slice_once_and_its_own_value(depth, overlap):
+    model = slab_model(4, lambda image: torch.cat([image, -image, 0 * image], dim=1))
+    found = slabs_of(model, depth, overlap)
+    assert [first for first, _ in found] == list(np.cumsum([0, *[len(part) for _, part in found[:-1]]]))
+    logits = torch.cat([part for _, part in found])
+    expected = torch.arange(depth, dtype=torch.float32).view(-1, 1, 1).expand(depth, 8, 8)
+    torch.testing.assert_close(logits[:, 0], expected, rtol=1e-5, atol=1e-4)
+
+
+def test_a_volume_little_longer_than_a_slab_is_seen_whole():
+    for depth, seen in ((3, 3), (4, 4), (6, 6), (7, 4)):
+        assert {round(float(part[0, 0, 0, 0])) for _, part in slabs_of(slab_model(4), depth)} == {seen}
+
+
+def test_a_slab_that_does_not_fit_into_memory_says_what_to_do():
+    def full(image):
+        raise torch.OutOfMemoryError("no memory")
+
+    with pytest.raises(ResourceError, match=r"a slab of 4 slices.*smaller slab"):
+        slabs_of(slab_model(4, full), 9)
+
+
+def test_a_second_look_is_taken_at_small_candidates_only():
+    plan = make_plan()
+    volume = make_volume((16, 16, 3))
+    volume.array[:] = -100  # normalised: -2
+    volume.array[0, 9, 5, 1] = 100
+
+    def logits(image):
+        found = torch.cat([torch.zeros_like(image), 3 * image, torch.full_like(image, -9.0)], dim=1)
+        return found if image.shape[-1] == 8 else found - 100 * (found > 0)  # the second look sees nothing
+
+    for settings, value in ((PredictSettings(amp="off"), 5), (PredictSettings(amp="off", second_look=2.0), 0)):
+        model = model_by_hand(logits, plan)
+        predicted = predict_volume(model, volume, settings)
+        assert predicted.array[9, 5, 1] == value
+        assert (4, 4) in {shape[-2:] for shape in model.segmenter.calls} or settings.second_look is None

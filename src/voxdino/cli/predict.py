@@ -8,6 +8,8 @@ import typer
 from voxdino.cli.options import Device, DeviceOption, DryRunOption, JsonOption, NanOption, NanPolicy, StrictOption
 from voxdino.cli.output import counting, end, say
 
+MOST_MAGNIFIED = 8.0
+
 
 def predict(
     inputs: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
@@ -15,6 +17,9 @@ def predict(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the label maps, each named after its case.")],
     mirror: Annotated[bool, typer.Option("--mirror", help="Average mirror images: four times the work.")] = False,
     overlap: Annotated[float, typer.Option("--overlap", min=0.0, max=0.9, help="Share that tiles share.")] = 0.5,
+    second_look: Annotated[
+        float | None, typer.Option("--second-look", help="Look again at small candidates, so many times magnified: 2.")
+    ] = None,
     nan_policy: NanOption = NanPolicy.refuse,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the predictions of another model.")] = False,
     strict: StrictOption = False,
@@ -34,12 +39,16 @@ def predict(
             print(f"would predict {len(cases)} cases with {run} into {out}")
         end({"cases": [case.id for case in cases]}, None, as_json=json)
         return
-    from voxdino.core.errors import PartialError
+    from voxdino.core.errors import PartialError, UsageError
     from voxdino.inference.load import load_model
     from voxdino.inference.predictor import PredictSettings
     from voxdino.inference.run import predict_cases
     from voxdino.models.precision import resolve_device
 
+    if second_look is not None and not 1 < second_look <= MOST_MAGNIFIED:
+        fix = f"give a number above 1 and up to {MOST_MAGNIFIED:g}, such as 2."
+        raise UsageError(f"--second-look is {second_look:g}", fix=fix)
+    settings = PredictSettings(mirror=mirror, overlap=overlap, second_look=second_look)
     model = load_model(run, resolve_device(device))
     say(f"{len(cases)} cases with {model.name} on {model.device} ({model.card.backbone.name}, {model.card.licence})")
     options = model.plan.read_options
@@ -51,7 +60,7 @@ def predict(
                 cases,
                 model,
                 out,
-                settings=PredictSettings(mirror=mirror, overlap=overlap),
+                settings=settings,
                 options=options,
                 strict=strict,
                 overwrite=overwrite,

@@ -132,7 +132,7 @@ def finetune(
                 where=workdir / "plan.json",
                 fix=f"voxdino prepare DATASET --workdir {workdir} --backbone {config.backbone}",
             )
-        store = CaseStore(workdir / "prepared")
+        store = _store_of(workdir, plan, split)
         identity = _identity(workdir, config, plan, split, card)
         if (path := run_folder / "run.json").exists():
             previous = read_state(RunRecord, path, fix="delete it: the run then goes on from its checkpoint.")
@@ -193,6 +193,15 @@ def effective_plan(config: FinetuneConfig, plan: Plan) -> Plan:
         reasons["magnification"] = why
     changes = {"slab": slab, "batch_size": batch, "magnification": magnification, "reasons": reasons}
     return plan.model_copy(update=changes)
+
+
+def _store_of(workdir: Path, plan: Plan, split: Split) -> CaseStore:
+    """The prepared cases. Errors: DatasetError where one was prepared by another plan than the one beside it."""
+    store = CaseStore(workdir / "prepared")
+    for case in (*split.train, *split.val):
+        if store.record(case).preparation_digest != plan.preparation_digest():
+            raise DatasetError(f"case {case!r} was prepared by another plan", where=workdir, fix=PREPARE_AGAIN)
+    return store
 
 
 def _drawn(split: Split, config: FinetuneConfig) -> Split:

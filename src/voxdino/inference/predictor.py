@@ -17,6 +17,7 @@ from voxdino.core.volume import LabelMap, Volume
 from voxdino.data.store import padding_values
 from voxdino.inference.export import export_labels
 from voxdino.inference.load import LoadedModel
+from voxdino.inference.second_look import second_look
 from voxdino.inference.tiles import blend, gaussian_weight, slab_starts, tile_boxes
 from voxdino.models.precision import autocast, uses_bf16
 from voxdino.models.segmenter import Segmenter
@@ -35,12 +36,14 @@ class PredictSettings(Record):
     overlap:        share of a tile's length that neighbouring tiles share.
     mirror:         average the logits of the four in-plane mirror images: four times the work, a little more accurate
                     where training mirrored too.
+    second_look:    look again at small candidates, so many times magnified (see `second_look`); None: once is enough.
     slices_at_once: most slices per forward pass; fewer where memory ends.
     amp:            bfloat16 arithmetic. "auto": where the hardware has it.
     """
 
     overlap: float = Field(default=0.5, ge=0, lt=1)
     mirror: bool = False
+    second_look: float | None = Field(default=None, gt=1)
     slices_at_once: int = Field(default=8, ge=1)
     amp: Literal["auto", "bf16", "off"] = "auto"
 
@@ -158,11 +161,26 @@ def _logits_of_slab(
     boxes = tile_boxes(size, tile, settings.overlap)
     with autocast(model.device, uses_bf16(model.device, settings.amp)):
         if len(boxes) == 1:
-            return _logits_of_tile(model.segmenter, slab, settings.mirror)
-        num_slices = slab.shape[2] - 2 * model.plan.context_slices
-        out = torch.zeros((num_slices, model.plan.labels.num_outputs, *size), device=model.device)
-        tiles = ((box, _logits_of_tile(model.segmenter, slab[..., box[0], box[1]], settings.mirror)) for box in boxes)
-        return blend(tiles, gaussian_weight(tile), out)
+            logits = _logits_of_tile(model.segmenter, slab, settings.mirror)
+        else:
+            num_slices = slab.shape[2] - 2 * model.plan.context_slices
+            out = torch.zeros((num_slices, model.plan.labels.num_outputs, *size), device=model.device)
+            tiles = (
+                (box, _logits_of_tile(model.segmenter, slab[..., box[0], box[1]], settings.mirror)) for box in boxes
+            )
+            logits = blend(tiles, gaussian_weight(tile), out)
+        if settings.second_look is None:
+            return logits
+        return second_look(
+            logits,
+            slab,
+            lambda crops, magnify: model.segmenter(crops, magnify=magnify).logits.float(),
+            magnify=settings.second_look,
+            tile=tile,
+            regions=bool(model.plan.labels.regions),
+            whole_slabs=model.plan.slab > 1,
+            at_once=settings.slices_at_once,
+        )
 
 
 def _logits_of_tile(segmenter: Segmenter, tile: Float[Tensor, "1 C Dk h w"], mirror: bool) -> Float[Tensor, "d K h w"]:

@@ -120,10 +120,10 @@ class Segmenter(nn.Module):
                 module.train(mode)
         return self
 
-    def network_size(self, size: tuple[int, int]) -> tuple[int, int]:
+    def network_size(self, size: tuple[int, int], *, magnify: float = 1.0) -> tuple[int, int]:
         """Pixels the backbone sees for a crop of `size` voxels: magnified, rounded up to whole patches."""
-        patch = self.backbone.patch_size
-        rows, columns = (max(1, math.ceil(n * self.config.magnification / patch - 1e-6)) * patch for n in size)
+        patch, times = self.backbone.patch_size, self.config.magnification * magnify
+        rows, columns = (max(1, math.ceil(n * times / patch - 1e-6)) * patch for n in size)
         return rows, columns
 
     @property
@@ -136,7 +136,9 @@ class Segmenter(nn.Module):
         """The decoder sees the slices of a slab together."""
         return 2 not in self.decoder.num_dims
 
-    def encode(self, image: Float[Tensor, "B C Dk H W"], *, slices_at_once: int | None = None) -> Features:
+    def encode(
+        self, image: Float[Tensor, "B C Dk H W"], *, slices_at_once: int | None = None, magnify: float = 1.0
+    ) -> Features:
         """Features of the B * D slices, each resized bilinearly (outer edges agreeing) to `network_size`.
 
         slices_at_once: bounds the memory; the result is the same. Default: as configured.
@@ -144,7 +146,7 @@ class Segmenter(nn.Module):
         num_slices = image.shape[2] - 2 * self.inputs.context_slices
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.cacheable):
             slices = self.inputs(image)
-            size = self.network_size((slices.shape[2], slices.shape[3]))
+            size = self.network_size((slices.shape[2], slices.shape[3]), magnify=magnify)
             if size != slices.shape[2:]:
                 shrinks = size[0] < slices.shape[2] or size[1] < slices.shape[3]
                 slices = F.interpolate(slices, size=size, mode="bilinear", antialias=shrinks)
@@ -183,10 +185,11 @@ class Segmenter(nn.Module):
             logits = slices_to_volume(self.decoder(features, shape[1:]), num_slices)
         return logits
 
-    def forward(self, image: Float[Tensor, "B C Dk H W"]) -> Prediction:
+    def forward(self, image: Float[Tensor, "B C Dk H W"], magnify: float = 1.0) -> Prediction:
+        """magnify: so many times the configured magnification; a detail stream stays at the voxels."""
         centre = self.without_context(image)
         depth, rows, columns = centre.shape[2:]
-        return Prediction(self.decode(self.encode(image), (depth, rows, columns), centre))
+        return Prediction(self.decode(self.encode(image, magnify=magnify), (depth, rows, columns), centre))
 
     def without_context(self, image: Float[Tensor, "B C Dk H W"]) -> Float[Tensor, "B C D H W"]:
         """The slices that get logits."""
