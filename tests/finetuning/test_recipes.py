@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from voxdino.core.errors import ConfigError, StoppedError
+from voxdino.core.errors import ConfigError, DatasetError, StoppedError
 from voxdino.core.safe_files import read_json
 from voxdino.finetuning.choose import choose_recipe
 from voxdino.finetuning.cost import cost_of
@@ -149,3 +149,29 @@ def test_more_slices_keep_more_memory():
     few, many = (cost_of(RECIPES["frozen_detail3d"]().model_copy(update={"slab": slab})) for slab in (8, 32))
     assert 2.5 * few.memory_bytes < many.memory_bytes < 4.5 * few.memory_bytes
     assert few.num_trained == many.num_trained
+
+
+def test_a_run_can_start_from_another_ones_weights(workdir):
+    run(workdir, small_recipe("segdino_v2"), "first")
+    notes = []
+    config = small_recipe("segdino_v2", initial_weights=str(workdir / "first"), learning_rate=1e-12, ema_decay=0.0)
+    run(workdir, config, "second", lambda event: notes.append(event.text))
+    first, second = (load_file(workdir / name / "model.safetensors") for name in ("first", "second"))
+    assert any(text.startswith("starts from first") for text in notes)
+    for key in first:
+        torch.testing.assert_close(second[key], first[key], rtol=1e-4, atol=1e-6)
+    record = read_json(workdir / "second/run.json")
+    assert record["config"]["initial_weights"] == "first" and len(record["identity"]["initial_weights"]) == 64
+
+
+def test_both_stages_learn_from_the_same_few_cases(workdir):
+    run(workdir, small_recipe("dinomed3d", num_train_cases=1), "one")
+    splits = [read_json(workdir / f"one/{stage}run.json")["split"]["train"] for stage in ("stage1/", "")]
+    assert splits[0] == splits[1] and len(splits[0]) == 1
+
+
+def test_cases_of_another_plan_are_refused(workdir):
+    plan = Plan.read(workdir / "plan.json")
+    plan.model_copy(update={"crop": (16, 16)}).write(workdir / "plan.json")
+    with pytest.raises(DatasetError, match=r"was prepared by another plan.*voxdino prepare"):
+        run(workdir, small_recipe("segdino_v2"), "one")

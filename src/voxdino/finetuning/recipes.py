@@ -57,7 +57,9 @@ def segdino_v1() -> FinetuneConfig:
     Take it to compare with the paper; v2 is better at small structures. The head is the paper's, 2.21 M weights; the
     release adds a transposed convolution to the first tap (its `head_form` among the decoder_settings).
     """
-    return FinetuneConfig(recipe="segdino_v1", decoder="segdino_v1", learning_rate=1e-3, weight_decay=1e-4)
+    return FinetuneConfig(
+        recipe="segdino_v1", decoder="segdino_v1", decoder_width=128, learning_rate=1e-3, weight_decay=1e-4
+    )
 
 
 def meddinov3() -> FinetuneConfig:

@@ -24,6 +24,7 @@ from voxdino.models.backbones.base import Backbone
 from voxdino.models.backbones.vit import ViT
 from voxdino.models.compose import build_segmenter, sees_slab
 from voxdino.models.decoders.tpa_sad import PUBLISHED_SCALES
+from voxdino.models.initial import InitialReport, load_initial
 from voxdino.models.lora import merge_lora
 from voxdino.models.precision import autocast, channels_last, resolve_device
 from voxdino.models.registry import DECODERS, look_up
@@ -37,9 +38,10 @@ from voxdino.training.loop import Job, Outcome, train
 from voxdino.training.losses import choose_loss
 from voxdino.training.state import trainable
 from voxdino.training.stopping import StopRequest, stop_on_signals
-from voxdino.training.tracking import Listener, show_progress
+from voxdino.training.tracking import Event, Listener, show_progress
 
 MAX_EPOCH_STEPS = 250
+SHARED_BY_STAGES = ("backbone", "seed", "num_train_cases", "num_workers", "amp")
 SLAB = 16  # slices, as in DINO-Med3D (dossier 1.5)
 
 
@@ -111,7 +113,7 @@ def finetune(
             first = first.model_copy(update={"time_budget_s": config.first_time_share * config.time_budget_s})
         finetune(
             workdir,
-            first.model_copy(update={"backbone": config.backbone, "seed": config.seed}),
+            first.model_copy(update={name: getattr(config, name) for name in SHARED_BY_STAGES}),
             run_folder=stage,
             fold=fold,
             device=device,
@@ -133,7 +135,11 @@ def finetune(
                 fix=f"voxdino prepare DATASET --workdir {workdir} --backbone {config.backbone}",
             )
         store = _store_of(workdir, plan, split)
-        identity = _identity(workdir, config, plan, split, card)
+        segmenter = new_segmenter(config, plan, backbone, card, target)
+        initial = None
+        if config.initial_weights is not None:
+            initial = load_initial(segmenter, config.initial_weights, weights_folder=weights_folder)
+        identity = _identity(workdir, config, plan, split, card, initial)
         if (path := run_folder / "run.json").exists():
             previous = read_state(RunRecord, path, fix="delete it: the run then goes on from its checkpoint.")
             require_same(previous.identity, identity, where=run_folder)
@@ -142,7 +148,6 @@ def finetune(
         elif resume == "require":
             raise CheckpointError("there is nothing to resume here", where=run_folder, fix="run without --resume.")
 
-        segmenter = new_segmenter(config, plan, backbone, card, target)
         record = _record(config, split, fold, card, segmenter, target, identity)
         record.write(path)
         plan.write(run_folder / "plan.json")
@@ -157,7 +162,10 @@ def finetune(
             batch_size=plan.batch_size,
         )
         with stop_on_signals() as stop, show_progress(on_event) as listen:
-            examples = _examples(setting, card, workdir / "features", run_folder, stop, listen, started)
+            for line in initial.told() if initial else ():
+                listen(Event("note", line))
+            seen = card.file_digest + (initial.digest if initial and initial.backbone_changed else "")
+            examples = _examples(setting, seen, workdir / "features", run_folder, stop, listen, started)
             if stop:
                 number = stop.signal_number or 2
                 fix = "the same command goes on from there."
@@ -226,7 +234,7 @@ def _backbone(config: FinetuneConfig, stage: Path | None, weights_folder: Path |
 
 def _examples(
     setting: Setting,
-    card: WeightsCard,
+    weights_digest: str,
     features_folder: Path,
     run_folder: Path,
     stop: StopRequest,
@@ -251,7 +259,7 @@ def _examples(
 
     return CachedExamples(
         setting,
-        weights_digest=card.file_digest,
+        weights_digest=weights_digest,
         features_folder=features_folder,
         run_folder=run_folder,
         stop=stop,
@@ -380,13 +388,22 @@ def read_split(path: Path, fold: int) -> Split:
     return split
 
 
-def _identity(workdir: Path, config: FinetuneConfig, plan: Plan, split: Split, card: WeightsCard) -> dict[str, Any]:
-    """What must not change between the parts of one run, flat."""
-    settings = {key: value for key, value in config.to_json().items() if key not in {*FREE_TO_CHANGE, "backbone"}}
+def _identity(
+    workdir: Path,
+    config: FinetuneConfig,
+    plan: Plan,
+    split: Split,
+    card: WeightsCard,
+    initial: InitialReport | None,
+) -> dict[str, Any]:
+    """What must not change between the parts of one run, flat; weights count by their content, wherever they lie."""
+    other = {*FREE_TO_CHANGE, "backbone", "initial_weights"}
+    settings = {key: value for key, value in config.to_json().items() if key not in other}
     return flatten(
         {
             **settings,
             "backbone": card.file_digest,
+            "initial_weights": None if initial is None else initial.digest,
             "plan": plan.digest(),
             "split": split.digest(),
             "prepared": digest_file(workdir / "prepared" / "manifest.json"),
@@ -407,8 +424,9 @@ def _record(
 ) -> RunRecord:
     """run.json but for the outcome."""
     parameters = trainable(segmenter)
+    sources = {"backbone": config.backbone, "initial_weights": config.initial_weights}  # no path of this machine
     return RunRecord(
-        config={**config.to_json(), "backbone": Path(config.backbone).name},
+        config={**config.to_json(), **{key: Path(value).name for key, value in sources.items() if value}},
         fold=fold,
         split=split,
         backbone={"name": card.name, "licence": card.licence, "digest": card.file_digest},
