@@ -21,7 +21,7 @@ from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 RAW, PREPROCESSED = (Path(os.environ[f"nnUNet_{name}"]) for name in ("raw", "preprocessed"))
-STEPS_PER_EPOCH, TRIED = 10, 2
+STEPS_PER_EPOCH = 10
 RESERVED = 0.25  # of the budget, for predicting the validation cases
 
 
@@ -30,21 +30,39 @@ class Budgeted(nnUNetTrainer):  # type: ignore[misc]
 
     ends_at = float("inf")
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008  (nnU-Net reads these names from the signature)
+    ) -> None:
+        super().__init__(plans, configuration, fold, dataset_json, device)
         self.num_iterations_per_epoch, self.num_val_iterations_per_epoch = STEPS_PER_EPOCH, 1
         self.num_epochs = 10**6  # until the speed is known
         self.save_every = 10**6
-        self.tried: list[float] = []
 
-    def on_epoch_end(self) -> None:
-        super().on_epoch_end()
-        self.tried.append(time.monotonic())
-        if len(self.tried) > TRIED:
-            per_epoch = (self.tried[-1] - self.tried[1]) / (len(self.tried) - 2)
-            left = max(0, int((self.ends_at - time.monotonic()) / per_epoch))
-            self.num_epochs = self.current_epoch + left
+    def run_training(self) -> None:
+        """As nnU-Net's, but that the number of epochs follows from the time that is left."""
+        self.on_train_start()
+        ends: list[float] = []
+        while self.current_epoch < self.num_epochs:
+            self.on_epoch_start()
+            self.on_train_epoch_start()
+            steps = [self.train_step(next(self.dataloader_train)) for _ in range(self.num_iterations_per_epoch)]
+            self.on_train_epoch_end(steps)
+            with torch.no_grad():
+                self.on_validation_epoch_start()
+                seen = [self.validation_step(next(self.dataloader_val))]
+                self.on_validation_epoch_end(seen)
+            self.on_epoch_end()
+            ends.append(time.monotonic())
+            per_epoch = (ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else 0.0
+            left = int((self.ends_at - ends[-1]) / per_epoch) if per_epoch else 1
+            self.num_epochs = self.current_epoch + max(left, 0)
             self.lr_scheduler.max_steps = max(self.num_epochs, 1)
+        self.on_train_end()
 
 
 def main() -> None:
@@ -60,8 +78,10 @@ def main() -> None:
     Budgeted.ends_at = started + (1 - RESERVED) * arguments.budget_s
     folder = next(PREPROCESSED.glob("Dataset004_*"))
     device = torch.device(arguments.device)
+    plans = load_json(str(folder / "nnUNetPlans.json"))
+    plans["continue_training"] = False  # as nnUNetv2_train says it
     trainer = Budgeted(
-        load_json(str(folder / "nnUNetPlans.json")),
+        plans,
         arguments.configuration,
         arguments.fold,
         load_json(str(folder / "dataset.json")),
@@ -85,6 +105,8 @@ def main() -> None:
 
 def predict(trainer: Budgeted, dataset: str, folder: Path, device: torch.device) -> None:
     """The fold's validation cases, as `nnUNetv2_predict` does by default (mirroring, half-overlapping tiles)."""
+    trainer.set_deep_supervision_enabled(False)
+    trainer.network.eval()
     predictor = nnUNetPredictor(device=device, perform_everything_on_device=device.type != "cpu", allow_tqdm=False)
     predictor.manual_initialization(
         trainer.network,

@@ -4,9 +4,10 @@ python benchmarks/systems.py --data DATASET --backbone FILE --budget 20m --work 
        [--recipes all | NAME ...] [--folds 0] [--seeds 0] [--cases all 16 4] [--controls] [--peer-env FOLDER]
        [--peer 3d_fullres 2d] [--device auto] [-- further options of voxdino run, such as --lossy-labels 127]
 
-A cell is one run of `voxdino run` (or of nnU-Net 2.8.1, in its own environment) with the whole budget, everything but
-the shared preparation in it. Cells that are done are not done again: stop it and start it whenever you like. With
---controls every frozen recipe is also trained with zeros in place of what the backbone says.
+A cell is one run of `voxdino run` (or of nnU-Net 2.8.1, in its own environment) with the whole budget, in a work folder
+of its own: preparation and features are computed anew and count (nnU-Net's preparation does not). Cells that are done
+are not done again: stop it and start it whenever you like. With --controls every recipe with a frozen backbone is also
+trained with zeros in place of what the backbone says.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import datetime
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 import time
@@ -74,13 +76,24 @@ def main() -> None:
         if arguments.limit and time.monotonic() - started > arguments.limit:
             break
         path = arguments.work / "cells" / f"{cell.name}.json"
-        if not path.exists():
+        if path.exists():
+            if json.loads(path.read_text())["terms"] != terms(arguments):
+                raise SystemExit(f"{path} was run under other terms: choose another --work, or delete it")
+        else:
             print(f"{cell.name} ...", file=sys.stderr, flush=True)
-            path.write_text(json.dumps({"cell": cell._asdict(), **run(cell, arguments)}, indent=1))
+            path.write_text(
+                json.dumps({"cell": cell._asdict(), "terms": terms(arguments), **run(cell, arguments)}, indent=1)
+            )
     text = report(arguments)
     print(text)
     if arguments.save:
         arguments.save.write_text(text)
+
+
+def terms(arguments: argparse.Namespace) -> list[str]:
+    """What all cells of a table share."""
+    data, backbone = arguments.data.name, Path(arguments.backbone).name
+    return [data, backbone, arguments.budget, arguments.device, *arguments.further]
 
 
 def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
@@ -101,14 +114,14 @@ def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
 
 
 def _has_control(config: Any) -> bool:
-    return config.backbone != "none" and config.adaptation == "frozen" and not config.depth_adapter
+    return config.backbone != "none" and config.adaptation == "frozen"
 
 
 def run(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
     """Train, predict, score: what the tables need of it."""
     if cell.recipe.startswith(PEER):
         return run_peer(cell, arguments)
-    work = arguments.work / "voxdino"
+    work = arguments.work / cell.name
     command = [sys.executable, "-m", "voxdino", "run", str(arguments.data), "--workdir", str(work), "--json"]
     command += ["--recipe", cell.recipe, "--fold", str(cell.fold), "--name", cell.name, "--device", arguments.device]
     command += ["--time-budget", arguments.budget, "--set", f"seed={cell.seed}", *arguments.further]
@@ -123,6 +136,7 @@ def run(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
     told = json.loads(output)
     folder = work / "runs" / cell.name
     record = json.loads((folder / "run.json").read_text())
+    shutil.rmtree(work / "features", ignore_errors=True)
     return {
         "scores": told["scores"],
         "wall_s": time.perf_counter() - started,
@@ -236,7 +250,7 @@ def _rows(rows: dict[str, dict[str, Any]]) -> str:
         dice = per_case(row)
         against = "–"
         if peer is not None and peer is not dice and not name.startswith(PEER):
-            difference = np.array([dice[case] - peer[case] for case in peer])
+            difference = np.array([dice[case] - peer[case] for case in peer if case in dice])
             against = f"{difference.mean():+.3f} ({wilcoxon(difference).pvalue:.1g})"
         gflop = "–" if row["gflop"] is None else f"{row['gflop']:.1f}"
         cells = [
@@ -273,10 +287,9 @@ def _controls(done: dict[Cell, dict[str, Any]]) -> str:
         rows = np.array([[one.get(case, np.nan) for case in cases] for one in with_features])
         zeros = np.array([[one.get(case, np.nan) for case in cases] for one in blank])
         interval = mean_interval(np.nanmean(rows - zeros, axis=0).tolist())
-        text += (
-            f"| {recipe} | {count or 'all'} | {len(held)} | {np.nanmean(rows):.3f} | {np.nanmean(zeros):.3f} |"
-            f" {interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}] |\n"
-        )
+        limits = "" if interval.low is None else f" [{interval.low:+.3f}, {interval.high:+.3f}]"
+        means = f"{np.nanmean(rows):.3f} | {np.nanmean(zeros):.3f} | {interval.mean:+.3f}{limits}"
+        text += f"| {recipe} | {count or 'all'} | {len(held)} | {means} |\n"
     return text
 
 
@@ -292,7 +305,10 @@ def per_case(row: dict[str, Any]) -> dict[str, float]:
 def told(summary: list[dict[str, Any]], metric: str) -> str:
     rows = {row["structure"]: row for row in summary if row["metric"] == metric}
     mean = rows.get("mean") or next(iter(rows.values()))
-    return f"{mean['mean']:.3f} [{mean['low']:.3f}, {mean['high']:.3f}]{' ' + mean['unit'] if mean['unit'] else ''}"
+    if mean["mean"] is None:
+        return "–"
+    interval = "" if mean["low"] is None else f" [{mean['low']:.3f}, {mean['high']:.3f}]"
+    return f"{mean['mean']:.3f}{interval}{' ' + mean['unit'] if mean['unit'] else ''}"
 
 
 if __name__ == "__main__":

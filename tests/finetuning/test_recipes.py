@@ -8,15 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from voxdino.core.errors import ConfigError, DatasetError, StoppedError
+from voxdino.core.errors import CheckpointError, ConfigError, DatasetError, StoppedError
 from voxdino.core.safe_files import read_json
 from voxdino.finetuning.choose import choose_recipe
 from voxdino.finetuning.cost import cost_of
 from voxdino.finetuning.recipes import RECIPES
 from voxdino.finetuning.run import finetune
 from voxdino.inference.load import load_model
+from voxdino.preparation.dataset import read_dataset
 from voxdino.preparation.fingerprint import Fingerprint
 from voxdino.preparation.plan import Plan
+from voxdino.preparation.prepare import prepare
 
 SMALL = {"num_epochs": 1, "steps_per_epoch": 4, "batch_size": 2, "cached_views": 1, "validation_slices": 5}
 SMALL |= {"num_workers": 1, "amp": "off"}
@@ -121,7 +123,8 @@ def facts(workdir, **changes):
 def test_few_slices_or_thick_ones_are_segmented_one_by_one(workdir):
     fingerprint, plan = facts(workdir)
     name, reason = choose_recipe(fingerprint, plan, num_train=4)
-    assert name == "segdino_v2_lora" and "too few for a 3-D decoder" in reason
+    assert name == "segdino_v2" and "too few for a 3-D decoder" in reason
+    assert choose_recipe(fingerprint, plan, num_train=40)[0] == "segdino_v2_lora"
 
 
 def test_volumes_get_a_3d_decoder_and_pictures_do_not(workdir):
@@ -131,7 +134,16 @@ def test_volumes_get_a_3d_decoder_and_pictures_do_not(workdir):
     pictures = plan.model_copy(update={"slice_axis": None, "ndim": 2})
     assert choose_recipe(fingerprint, pictures, num_train=500)[0] == "segdino_v2_lora"
     name, reason = choose_recipe(fingerprint, pictures, num_train=8)
-    assert name == "segdino_v2" and "only 8" in reason
+    assert name == "segdino_v2" and "8 to train on, too few to adapt" in reason
+
+
+def test_little_memory_takes_slices_one_by_one(workdir):
+    fingerprint, plan = facts(workdir)
+    many = fingerprint.model_copy(update={"median_shape": {"R": 20, "A": 15, "S": 40}}, deep=True)
+    large = plan.model_copy(update={"crop": (512, 512)})
+    assert choose_recipe(many, large, num_train=40, memory_bytes=1 << 40)[0] == "frozen_detail3d"
+    name, reason = choose_recipe(many, large, num_train=40, memory_bytes=1 << 30)
+    assert name == "segdino_v2_lora" and "there are 1.0 GiB" in reason
 
 
 def test_costs_are_counted_without_computing():
@@ -175,3 +187,24 @@ def test_cases_of_another_plan_are_refused(workdir):
     plan.model_copy(update={"crop": (16, 16)}).write(workdir / "plan.json")
     with pytest.raises(DatasetError, match=r"was prepared by another plan.*voxdino prepare"):
         run(workdir, small_recipe("segdino_v2"), "one")
+
+
+def test_the_second_stage_is_checked_before_the_first_takes_its_time(workdir):
+    wrong = small_recipe("dinomed3d").model_copy(update={"decoder_settings": {"finest": 2}})
+    with pytest.raises(ConfigError, match="has no setting 'finest'"):
+        run(workdir, wrong, "one")
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        finetune(workdir, small_recipe("dinomed3d"), run_folder=workdir / "one", resume="require")
+    with pytest.raises(ConfigError, match=r"first\.initial_weights"):
+        run(workdir, small_recipe("dinomed3d", initial_weights="x"), "one")
+    assert not (workdir / "one/stage1").exists()
+
+
+def test_slices_larger_than_the_crop_are_seen_in_several_places(workdir, prepared):
+    config = small_recipe("frozen_conv3d", num_train_cases=1)
+    plan = Plan.read(workdir / "plan.json")
+    small = plan.model_copy(update={"crop": (8, 8), "tile": (8, 8)})
+    prepare(read_dataset(prepared.parent / "data"), small, workdir, num_workers=1)
+    small.write(workdir / "plan.json")
+    run(workdir, config, "one")
+    assert len(read_json(workdir / "one/features.json")["records"]) >= 5  # of six tiles

@@ -108,6 +108,13 @@ def test_decoders_with_other_taps_share_a_workdir(workdir, small):
     assert len({cache.name for cache in (workdir / "features").iterdir()}) == 6  # validation and training each
 
 
+def test_a_signal_before_the_first_slab_is_a_stop(workdir, small):
+    config = small.model_copy(update=ROADS["slabs and detail, cached"])
+    with pytest.raises(StoppedError, match="while caching features"):
+        finetune(workdir, config, run_folder=workdir / "one", on_event=interrupt_at("encode", 1))
+    assert finetune(workdir, config, run_folder=workdir / "one", on_event=lambda event: None).num_steps == 8
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_before_the_first_batch_of_features_is_a_stop(workdir, small, number):
     with pytest.raises(StoppedError, match="while caching features") as caught:

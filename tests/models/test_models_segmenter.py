@@ -277,6 +277,9 @@ def test_tap_norm_can_be_left_out(build):
         ({"blank_features": True, "adaptation": "lora"}, "trains a backbone that blank_features hides"),
         ({"decoder_settings": {"widht": 3}}, "decoder 'tpa_sad' has no setting 'widht'"),
         ({"decoder": "conv3d", "decoder_settings": {"finest_scal": 2}}, "Did you mean 'finest_scale'"),
+        ({"decoder": "segdino_v1", "decoder_settings": {"head_form": "releese"}}, "head_form is 'releese'.*'release'"),
+        ({"decoder": "conv3d", "decoder_settings": {"decoder_width": "x"}}, "decoder_width is 'x'"),
+        ({"decoder": "primus", "decoder_settings": {"primus_width": -4}}, "cannot be built"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused_with_a_fix(build, settings, words):
@@ -325,6 +328,20 @@ def test_what_works_in_3d_sees_the_slices_beside_it(build):
         changed[:, :, 2] += 1
         difference = (model(image).logits - model(changed).logits).abs().amax((0, 1, 3, 4))
         assert difference[1:4].min() > 1e-4
+
+
+def test_more_taps_than_a_decoder_reads_are_its_last_ones(build):
+    assert build(decoder="tpa_sad", taps=(0, 0, 1, 1, 2)).taps == (0, 1, 1, 2)
+    assert build(decoder="primus_single", taps=(0, 2))(volume()).logits.shape == (2, 3, 4, 9, 14)
+
+
+def test_a_detail_stream_in_2d_sees_every_slice_alone(build):
+    """However many slices come in one call, or lie beside it in the volume."""
+    model = build(detail="slices", detail_width=4).eval()
+    image = volume(depth=5)
+    together = model(image).logits
+    alone = torch.cat([model(image[:, :, depth : depth + 1]).logits for depth in range(5)], dim=2)
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_the_control_without_features_does_not_see_the_backbone(build):

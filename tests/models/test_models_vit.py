@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from voxdino.core.errors import ConfigError
+from voxdino.models.backbones.blocks import add_rows, kept_rows, take_rows
 from voxdino.models.backbones.rope import RotaryPositions, rope_periods, rotate
 from voxdino.models.backbones.vit import ViT, ViTConfig, default_taps
 from voxdino.models.registry import BACKBONES
@@ -257,3 +258,15 @@ def test_taps_outside_the_backbone_are_refused(vit, taps):
 def test_impossible_configurations_are_refused(vit, changes, words):
     with pytest.raises(ConfigError, match=words):
         type(vit.config).from_json(vit.config.to_json() | changes)
+
+
+def test_branches_of_single_images_are_left_out_too(vit):
+    """With one image a round, the share of rounds that skip is the rate, and the expectation stays."""
+    torch.manual_seed(0)
+    x, branch = torch.zeros(1, 2, 3), torch.ones(1, 2, 3)
+    rounds = torch.stack(
+        [add_rows(x, branch[: len(take_rows(x, kept))], kept) for kept in (kept_rows(x, 0.2) for _ in range(4000))]
+    )
+    assert set(rounds.unique().tolist()) == {0.0, 1.25}
+    assert (rounds == 0).float().mean() == pytest.approx(0.2, abs=0.03)
+    assert rounds.mean() == pytest.approx(1, abs=0.04)

@@ -50,6 +50,8 @@ def predict(
         raise UsageError(f"--second-look is {second_look:g}", fix=fix)
     settings = PredictSettings(mirror=mirror, overlap=overlap, second_look=second_look)
     model = load_model(run, resolve_device(device))
+    if second_look is not None and not model.segmenter.backbone.depth:
+        raise UsageError("--second-look magnifies what a backbone sees, and this model has none", fix="leave it out.")
     say(f"{len(cases)} cases with {model.name} on {model.device} ({model.card.backbone.name}, {model.card.licence})")
     options = model.plan.read_options
     if nan_policy is NanPolicy.fill:

@@ -22,6 +22,7 @@ from voxdino.preparation.memory import BackboneProbe
 from voxdino.preparation.plan import DEFAULT_BACKBONE, Plan, make_plan
 from voxdino.preparation.prepare import prepare
 from voxdino.preparation.splits import make_splits
+from voxdino.preparation.workers import available_memory
 
 if TYPE_CHECKING:  # torch stays out of the process that prepares
     from voxdino.finetuning.config import FinetuneConfig
@@ -175,7 +176,7 @@ def choose(recipe: str, fingerprint: Fingerprint, plan: Plan, num_train: int) ->
         return recipe
     from voxdino.finetuning.choose import choose_recipe
 
-    name, reason = choose_recipe(fingerprint, plan, num_train=num_train)
+    name, reason = choose_recipe(fingerprint, plan, num_train=num_train, memory_bytes=available_memory())
     say(f"recipe {name}: {reason}")
     return name
 
@@ -213,6 +214,8 @@ def resolve_config(
     }
     config = look_up(RECIPES, recipe, kind="recipe")()
     config = config.model_copy(update={name: value for name, value in given.items() if value is not None})
+    if epochs is not None and config.first is not None:
+        config = config.model_copy(update={"first": config.first.model_copy(update={"num_epochs": epochs})})
     return config.with_settings(settings or {})
 
 

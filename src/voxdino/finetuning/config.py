@@ -18,7 +18,7 @@ class FinetuneConfig(TrainingConfig):
     decoder_width:     channels of the decoder; None: 128, but 64 on a CPU, where it trains more than twice as fast.
     pyramid_scales:    of the decoder tpa_sad; None: as published, but no level finer than a voxel (CPU: a 1/4 token).
     adaptation:        what of the backbone trains: nothing, LoRA, its last `last_k` blocks, or all.
-    drop_path:         share of residual branches left out in training, rising over the depth; of a trained backbone.
+    drop_path:         share of residual branches left out in training, the same in every block; of a trained backbone.
     rope_rescale:      positions of a trained DINOv3 backbone are stretched by up to this factor; None: never.
     gradient_checkpointing: compute activations of the backbone twice instead of keeping them: less memory, slower.
     cache:             compute a frozen backbone's features once and train on them. "auto": whenever it is frozen.

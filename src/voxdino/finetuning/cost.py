@@ -61,6 +61,12 @@ def cost_of(config: FinetuneConfig, *, backbone: str = DEFAULT_BACKBONE, device:
     return Cost(num_trained, num_parameters, memory)
 
 
+def memory_of(config: FinetuneConfig, plan: Plan, *, device: str = "cpu") -> int:
+    """Bytes that a training step takes on crops of a plan: as much more than on 224 x 224 as there are more voxels."""
+    voxels = plan.crop[0] * plan.crop[1] / (CROP[0] * CROP[1])
+    return int(cost_of(config, device=device).memory_bytes * voxels * (config.batch_size or 1))
+
+
 def _plan() -> Plan:
     return Plan(
         dataset="volumes",

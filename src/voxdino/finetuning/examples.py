@@ -77,6 +77,11 @@ class Setting:
         extents = [self.store.extent(case_id) for case_id in ids]
         return SlabViews(extents, self.plan.crop, self.config.quotas, self.config.seed).draw
 
+    def tiles_of(self, case_id: str) -> int:
+        """Crops side by side that cover a slice of the case."""
+        pairs = zip(self.store.shape(case_id)[1:], self.plan.crop, strict=True)
+        return math.prod(math.ceil(size / crop) for size, crop in pairs)
+
     def validation_slices(self) -> list[Slice]:
         """Evenly spread over all slices of all held-back cases; for slabs, all slices of evenly spread cases."""
         if self.in_slabs:
@@ -183,8 +188,9 @@ class CachedExamples:
         fix = "delete it: the features are then counted anew."
         known = read_state(Pool, memory, fix=fix).records if memory.exists() else None
         self._training, done = self._cache(slices, setting.train_ids, known)
-        if not stop:
-            Pool(folder=self._training.folder.name, records=tuple(done)).write(memory)
+        if stop:
+            return  # the caller sees the same request, and ends
+        Pool(folder=self._training.folder.name, records=tuple(done)).write(memory)
         foreground = {(extent.case_id, depth) for extent in extents for depth in extent.foreground_slices}
         by_lesion = setting.views(setting.train_ids) if config.quotas.by == "lesion" else None
         if setting.in_slabs:
@@ -305,7 +311,11 @@ class CachedExamples:
         """Records of each view that the disk budget allows."""
         config = self.setting.config
         total = max(int(config.cache_gib * 2**30) // cache.record_bytes, self.setting.batch_size)
-        limits = [min(num_slices, max(0, total - view * num_slices)) for view in range(config.cached_views)]
+        views = config.cached_views
+        if self.setting.in_slabs:  # moved when they are drawn; a view is another place in slices larger than the crop
+            tiles = [self.setting.tiles_of(case_id) for case_id in self.setting.train_ids]
+            views = max(1, math.ceil(1.5 * (max(tiles) - 1)))
+        limits = [min(num_slices, max(0, total - view * num_slices)) for view in range(views)]
         limits = [limit for limit in limits if limit]
         size = format_bytes(sum(limits) * cache.record_bytes)
         self._listen(Event("note", f"caching features: {num_slices} slices, {len(limits)} views, {size} at most"))

@@ -109,6 +109,8 @@ def dinomed3d() -> FinetuneConfig:
         decoder="upernet3d",
         depth_adapter=64,
         detail="volume",
+        gradient_checkpointing=True,
+        slices_at_once=4,
         learning_rate=5e-4,
         loss="dinomed3d",
     )
@@ -138,9 +140,7 @@ def frozen_conv3d() -> FinetuneConfig:
 
     Take it to compare backbones on volumes.
     """
-    return FinetuneConfig(
-        recipe="frozen_conv3d", decoder="conv3d", learning_rate=2e-3, cached_views=1, slab=32, batch_size=1
-    )
+    return FinetuneConfig(recipe="frozen_conv3d", decoder="conv3d", learning_rate=2e-3, slab=32, batch_size=1)
 
 
 def frozen_detail3d() -> FinetuneConfig:
@@ -158,7 +158,6 @@ def frozen_detail3d() -> FinetuneConfig:
         decoder="conv3d",
         detail="volume",
         learning_rate=2e-3,
-        cached_views=1,
         slab=32,
         batch_size=1,
     )

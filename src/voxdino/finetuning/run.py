@@ -21,6 +21,7 @@ from voxdino.finetuning.examples import CachedExamples, ImageExamples, Setting
 from voxdino.finetuning.validation import validate
 from voxdino.inference.load import load_model, save_model
 from voxdino.models.backbones.base import Backbone
+from voxdino.models.backbones.build import build_backbone
 from voxdino.models.backbones.vit import ViT
 from voxdino.models.compose import build_segmenter, sees_slab
 from voxdino.models.decoders.tpa_sad import PUBLISHED_SCALES
@@ -41,7 +42,7 @@ from voxdino.training.stopping import StopRequest, stop_on_signals
 from voxdino.training.tracking import Event, Listener, show_progress
 
 MAX_EPOCH_STEPS = 250
-SHARED_BY_STAGES = ("backbone", "seed", "num_train_cases", "num_workers", "amp")
+SHARED_BY_STAGES = ("backbone", "seed", "num_train_cases", "num_workers", "amp", "checkpoint_every_s")
 SLAB = 16  # slices, as in DINO-Med3D (dossier 1.5)
 
 
@@ -108,18 +109,21 @@ def finetune(
     started = time.monotonic()
     stage = None
     if config.first is not None:
-        stage, first = run_folder / "stage1", config.first
-        if config.time_budget_s is not None:
-            first = first.model_copy(update={"time_budget_s": config.first_time_share * config.time_budget_s})
-        finetune(
+        stage, first = run_folder / "stage1", _first_stage(config, config.first)
+        if resume == "require" and not (stage / "run.json").exists():
+            raise _nothing_to_resume(run_folder)
+        _require_buildable(config, Plan.read(workdir / "plan.json"), device, weights_folder)
+        done = finetune(
             workdir,
-            first.model_copy(update={name: getattr(config, name) for name in SHARED_BY_STAGES}),
+            first,
             run_folder=stage,
             fold=fold,
             device=device,
             weights_folder=weights_folder,
             on_event=on_event,
         )
+        if done.was_finished:
+            started -= done.elapsed_s  # it counts against the budget whenever it was
     with lock_folder(run_folder), torch.random.fork_rng(devices=[]):
         sweep_temporary(run_folder)
         plan = effective_plan(config, Plan.read(workdir / "plan.json"))
@@ -139,6 +143,8 @@ def finetune(
         initial = None
         if config.initial_weights is not None:
             initial = load_initial(segmenter, config.initial_weights, weights_folder=weights_folder)
+            if initial.licence not in (None, card.licence):
+                card = card.model_copy(update={"licence": f"{card.licence}; {initial.licence}"})
         identity = _identity(workdir, config, plan, split, card, initial)
         if (path := run_folder / "run.json").exists():
             previous = read_state(RunRecord, path, fix="delete it: the run then goes on from its checkpoint.")
@@ -146,7 +152,7 @@ def finetune(
             if previous.outcome is not None:
                 return previous.outcome.model_copy(update={"run_folder": str(run_folder), "was_finished": True})
         elif resume == "require":
-            raise CheckpointError("there is nothing to resume here", where=run_folder, fix="run without --resume.")
+            raise _nothing_to_resume(run_folder)
 
         record = _record(config, split, fold, card, segmenter, target, identity)
         record.write(path)
@@ -201,6 +207,29 @@ def effective_plan(config: FinetuneConfig, plan: Plan) -> Plan:
         reasons["magnification"] = why
     changes = {"slab": slab, "batch_size": batch, "magnification": magnification, "reasons": reasons}
     return plan.model_copy(update=changes)
+
+
+def _first_stage(config: FinetuneConfig, first: FinetuneConfig) -> FinetuneConfig:
+    """The settings of the stage before, with those that both share. Errors: ConfigError."""
+    if config.initial_weights is not None:
+        fix = "say first.initial_weights: the second stage starts from what the first has made of them."
+        raise ConfigError("initial_weights would replace the backbone that the first stage adapts", fix=fix)
+    shared = {name: getattr(config, name) for name in SHARED_BY_STAGES}
+    if config.time_budget_s is not None:
+        shared["time_budget_s"] = config.first_time_share * config.time_budget_s
+    return first.model_copy(update=shared)
+
+
+def _require_buildable(config: FinetuneConfig, plan: Plan, device: str, weights_folder: Path | None) -> None:
+    """Put the second stage's model together, without weights, before the first one takes its time."""
+    card = load_backbone(config.backbone, weights_folder=weights_folder)[1]
+    settings = model_config(config, effective_plan(config, plan), card.licence, resolve_device(device))
+    with torch.device("meta"):
+        build_segmenter(settings, build_backbone(card.config))
+
+
+def _nothing_to_resume(run_folder: Path) -> CheckpointError:
+    return CheckpointError("there is nothing to resume here", where=run_folder, fix="run without --resume.")
 
 
 def _store_of(workdir: Path, plan: Plan, split: Split) -> CaseStore:
@@ -346,7 +375,9 @@ def _decoder_settings(config: FinetuneConfig, plan: Plan) -> dict[str, DecoderSe
     read, planned = inspect.signature(kind).parameters, dict[str, DecoderSetting]()
     if "plan_size" in read:
         planned["plan_size"] = plan.crop if 2 in kind.num_dims else (plan.slab, *plan.crop)
-    if "finest_scale" in read:
+        if 3 in kind.num_dims and plan.slice_spacing is not None and plan.in_plane_spacing is not None:
+            planned["plan_spacing_mm"] = (plan.slice_spacing, *plan.in_plane_spacing)
+    if "finest_scale" in read and not config.decoder_settings.get("release_kernels"):
         needed = plan.patch_size / plan.magnification / (1 if config.detail == "none" else 4)
         planned["finest_scale"] = next((scale for scale in (1, 2) if scale >= 0.75 * needed), 4)
     return planned | config.decoder_settings

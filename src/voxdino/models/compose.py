@@ -6,6 +6,8 @@ What cannot work is refused with the reason and the nearest combination that can
 import inspect
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
 from voxdino.core.errors import ConfigError
 from voxdino.core.records import nearest
 from voxdino.models.backbones.base import Ability, Backbone
@@ -33,7 +35,14 @@ def build_segmenter(config: ModelConfig, backbone: Backbone) -> Segmenter:
     _require_whole(config, kind, backbone)
     taps = _taps(config, kind, backbone)
     num_outputs = None if config.detail != "none" else config.num_outputs
-    decoder = kind(embed_dims=backbone.embed_dims(taps), num_outputs=num_outputs, **_settings_of(kind, config))
+    settings = _settings_of(kind, config)
+    try:
+        decoder = kind(embed_dims=backbone.embed_dims(taps), num_outputs=num_outputs, **settings)
+    except (TypeError, ValueError, RuntimeError) as error:
+        told = f"decoder {config.decoder!r} cannot be built with {settings} ({error})"
+        raise ConfigError(
+            told, fix="voxdino list decoders; see the decoder's documentation for its settings."
+        ) from error
     _adapt(backbone, config, inputs)
     return Segmenter(config, inputs, backbone, decoder, taps)
 
@@ -41,10 +50,17 @@ def build_segmenter(config: ModelConfig, backbone: Backbone) -> Segmenter:
 def _settings_of(kind: type[Decoder], config: ModelConfig) -> dict[str, Any]:
     """What the decoder's constructor reads of the configuration, by name."""
     read = [name for name in inspect.signature(kind).parameters if name not in ("embed_dims", "num_outputs")]
-    for name in config.decoder_settings:
+    for name, value in config.decoder_settings.items():
         if name not in read:
             told = f"decoder {config.decoder!r} has no setting {name!r}.{nearest(name, read)}"
             raise ConfigError(told, fix=f"it has: {', '.join(read) or 'none'}.")
+        wanted = inspect.signature(kind).parameters[name].annotation
+        try:
+            TypeAdapter(wanted).validate_python(value)
+        except ValidationError as error:
+            problem = error.errors(include_url=False)[0]["msg"]
+            told = f"decoder {config.decoder!r}: {name} is {value!r}"
+            raise ConfigError(told, where="decoder_settings", fix=f"{problem}.") from error
     return {name: value for name, value in config if name in read and value is not None} | config.decoder_settings
 
 
@@ -66,7 +82,7 @@ def _taps(config: ModelConfig, kind: type[Decoder], backbone: Backbone) -> tuple
     if any(not 0 <= tap < backbone.depth for tap in taps):
         fix = f"choose from 0 to {backbone.depth - 1}, e.g. {usual}."
         raise ConfigError(f"taps {taps} do not fit a backbone of {backbone.depth} blocks", fix=fix)
-    return taps if config.taps is not None else taps[len(taps) - kind.num_taps :]
+    return taps[len(taps) - kind.num_taps :]
 
 
 def _require_whole(config: ModelConfig, kind: type[Decoder], backbone: Backbone) -> None:

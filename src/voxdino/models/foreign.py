@@ -62,6 +62,8 @@ class ImportedModel(Record):
         if config.decoder not in ("linear", "primus", "primus_single"):
             chosen["decoder_width"] = config.decoder_width
         pyramid = {"pyramid": config.pyramid} if config.pyramid != "x8_x4_x2_x1" else {}
+        if config.decoder == "tpa_sad":
+            chosen["pyramid_scales"] = list(config.pyramid_scales)
         if further := {**config.decoder_settings, **pyramid}:
             chosen["decoder_settings"] = further
         if not config.tap_norm:

@@ -29,16 +29,19 @@ class InitialReport:
     source:           the file, folder or imported name, without its path; digest: SHA-256 of the weights.
     taken:            parts (backbone, decoder, detail, ...) that were copied, with the number of tensors.
     anew:             parts that start anew, with the reason; "classifier" where only the number of classes differs.
-    unused:           parts of the file that this model does not have.
+    unused:           parts of the file that this model does not have; num_left: tensors of its backbone likewise.
+    licence:          of the weights; None where it is not known.
     adapters_merged:  its low-rank adapters do not fit this model's and were added to the weights under them.
     backbone_changed: features of the backbone are not what they were: those cached before are of no use.
     """
 
     source: str
     digest: str
+    licence: str | None
     taken: dict[str, int]
     anew: dict[str, str]
     unused: tuple[str, ...]
+    num_left: int
     adapters_merged: bool
     backbone_changed: bool
 
@@ -49,6 +52,8 @@ class InitialReport:
         lines += [f"{part} starts anew: {reason}" for part, reason in self.anew.items()]
         if self.adapters_merged:
             lines.append("its low-rank adapters are merged into the backbone")
+        if self.num_left:
+            lines.append(f"{self.num_left} tensors of its backbone (adapters, say) have no place here and are left out")
         if self.unused:
             lines.append(f"not used of it: {', '.join(self.unused)}")
         return tuple(lines)
@@ -66,7 +71,7 @@ def load_initial(
             the run folder of a trained model.
     Errors: those of loading; WeightsError where no part fits.
     """
-    state, config, digest = _read(source, weights_folder)
+    state, config, digest, licence = _read(source, weights_folder)
     own = segmenter.state_dict()
     adapted = {key: value for key, value in state.items() if ".adapter." in key}
     merge = bool(adapted) and not _adapters_fit(adapted, config, own, segmenter.config)
@@ -95,7 +100,8 @@ def load_initial(
         fix = "give the weights of the same backbone or the same decoder."
         raise WeightsError(f"no part of it fits this model ({told})", where=source, fix=fix)
     unused = tuple(dict.fromkeys(key.partition(".")[0] for key in state if key.partition(".")[0] not in taken))
-    return InitialReport(Path(source).name, digest, taken, anew, unused, merge, changed)
+    left = sum(key.startswith(BACKBONE) and key not in own for key in state) if "backbone" in taken else 0
+    return InitialReport(Path(source).name, digest, licence, taken, anew, unused, left, merge, changed)
 
 
 def _why_not(
@@ -126,17 +132,20 @@ def _adapters_fit(
     return fit and config.lora_alpha / config.lora_rank == wanted.lora_alpha / wanted.lora_rank
 
 
-def _read(source: str | PathLike[str], weights_folder: Path | None) -> tuple[Mapping[str, Tensor], ModelConfig, str]:
-    """A model's state in our names, its configuration (of a backbone alone: nothing but its name), a digest."""
+def _read(
+    source: str | PathLike[str], weights_folder: Path | None
+) -> tuple[Mapping[str, Tensor], ModelConfig, str, str | None]:
+    """A model's state in our names, its configuration (of a backbone alone: nothing but its name), digest, licence."""
     folder = Path(source)
     if (folder / MANIFEST_NAME).is_file():
         manifest = Manifest.read(folder)
         manifest.verify(folder, _RUN_FILES)
-        config = ModelConfig.from_json(read_json(folder / "model.json").get("model"), where=folder / "model.json")
+        card = read_json(folder / "model.json")
+        config = ModelConfig.from_json(card.get("model"), where=folder / "model.json")
         tensors = {key: value.float() for key, value in read_tensors(folder / "model.safetensors")[0].items()}
-        return tensors, config, manifest.files["model.safetensors"][0]
+        return tensors, config, manifest.files["model.safetensors"][0], card.get("licence")
     file = read_weights(source, weights_folder=weights_folder)
     if file.card.model is not None:
-        return file.tensors, file.card.model.config, file.card.file_digest
+        return file.tensors, file.card.model.config, file.card.file_digest, file.card.licence
     state = {f"{BACKBONE}{key}": value for key, value in file.tensors.items()}
-    return state, ModelConfig(backbone=file.card.name, num_outputs=1), file.card.file_digest
+    return state, ModelConfig(backbone=file.card.name, num_outputs=1), file.card.file_digest, file.card.licence

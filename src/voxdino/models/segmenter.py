@@ -16,7 +16,7 @@ from voxdino.core.records import Record
 from voxdino.models.backbones.base import Backbone
 from voxdino.models.decoders.base import Decoder
 from voxdino.models.decoders.tpa_sad import PUBLISHED_SCALES, Pyramid
-from voxdino.models.detail import DetailMaps, DetailStream, GatedFusion, Refinement
+from voxdino.models.detail import DetailStream, GatedFusion, Refinement, resize
 from voxdino.models.features import Features, Prediction, slices_to_volume
 from voxdino.models.inputs import InputBuilder
 
@@ -177,8 +177,8 @@ class Segmenter(nn.Module):
             features = features.as_volume(num_slices)
         logits: Tensor
         if self.detail is not None:
-            assert image is not None and self.refine is not None
-            logits = self.refine(*self._with_detail(features, self.detail(image), num_slices)).float()
+            assert image is not None
+            logits = self._refined(features, image, self.detail).float()
         elif self.volumetric:
             logits = self.decoder(features, shape)
         else:
@@ -196,16 +196,24 @@ class Segmenter(nn.Module):
         context = self.inputs.context_slices
         return image[:, :, context : image.shape[2] - context]
 
-    def _with_detail(self, features: Features, detail: DetailMaps, num_slices: int) -> tuple[Tensor, DetailMaps]:
-        """The decoder's features with the stream's coarsest map in them, (B, W, D, h, w), and the stream's maps."""
+    def _refined(
+        self, features: Features, image: Float[Tensor, "B C D H W"], detail: DetailStream
+    ) -> Float[Tensor, "B K D H W"]:
+        """Logits from the decoder's features and the detail stream's; in 2-D every slice is a volume of its own."""
+        alone, num_slices = self.config.detail == "slices", image.shape[2]
+        maps = detail(apart(image) if alone else image)
         if self.decoder.fuses_detail:
-            return self.decoder.hidden(features, detail.quarter), detail
-        hidden = self.decoder.hidden(features)
+            hidden = self.decoder.hidden(features, together(maps.quarter, num_slices) if alone else maps.quarter)
+        else:
+            hidden = self.decoder.hidden(features)
         if not self.volumetric:
             hidden = slices_to_volume(hidden, num_slices)
-        assert self.fuse is not None
-        quarter = F.interpolate(detail.quarter, size=hidden.shape[2:], mode="trilinear")
-        return self.fuse(hidden, quarter), detail
+        hidden = apart(hidden) if alone else hidden
+        if self.fuse is not None:
+            hidden = self.fuse(hidden, resize(maps.quarter, hidden))
+        assert self.refine is not None
+        logits: Tensor = self.refine(hidden, maps)
+        return together(logits, num_slices) if alone else logits
 
     def trainable_state(self) -> dict[str, Tensor]:
         """Everything that trains: decoder, adapters, unfrozen parts of the backbone, a learned input projection."""
@@ -257,3 +265,13 @@ class Segmenter(nn.Module):
             return 1.0
         above = self.backbone.depth - 1 - self.backbone.level(name.removeprefix("backbone."))
         return backbone_lr_scale * layer_decay**above
+
+
+def apart(x: Float[Tensor, "B X D H W"]) -> Float[Tensor, "S X 1 H W"]:
+    """Every slice as a volume of its own."""
+    return x.transpose(1, 2).flatten(0, 1).unsqueeze(2)
+
+
+def together(x: Float[Tensor, "S X 1 H W"], num_slices: int) -> Float[Tensor, "B X D H W"]:
+    """What `apart` took apart."""
+    return slices_to_volume(x[:, :, 0], num_slices)

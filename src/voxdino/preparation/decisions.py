@@ -67,6 +67,13 @@ def choose_spacing(fingerprint: Fingerprint, axis: SliceAxis | None) -> tuple[tu
     return (float(median[0]), float(median[1])), why
 
 
+def find_slice_spacing(fingerprint: Fingerprint, axis: SliceAxis | None) -> tuple[float | None, str]:
+    """The usual distance of slices."""
+    if axis is None or fingerprint.cases[0].unit == "px":
+        return None, "pictures." if axis is None else "the files state no spacing."
+    return float(fingerprint.median_spacing[axis]), "the median over the cases; slices stay as they were taken."
+
+
 def choose_magnification(
     fingerprint: Fingerprint,
     axis: SliceAxis | None,

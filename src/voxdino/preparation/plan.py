@@ -48,6 +48,7 @@ class Plan(Record):
     in_plane_spacing: (row, column) all scans are brought to; None: they keep their pixels. Never resampled along D.
     magnification:    network pixels per prepared voxel.
     crop, tile:       (rows, columns) in prepared voxels, for training and for inference.
+    slice_spacing:    median distance of slices, which are never resampled; None where lengths are pixels.
     slab:             slices per training sample.   context_slices: real neighbours each side of it.
     reasons:          field -> why; no part of the digest.
     """
@@ -62,6 +63,7 @@ class Plan(Record):
     magnification: float
     crop: tuple[int, int]
     tile: tuple[int, int]
+    slice_spacing: float | None = None
     slab: int = 1
     context_slices: int
     input_builder: str
@@ -204,6 +206,7 @@ def _decide(
     magnification = take("magnification", decisions.choose_magnification(fingerprint, axis, spacing, patch, max_tokens))
     crop = take("crop", decisions.choose_crop(fingerprint, axis, spacing, magnification, patch, max_tokens))
     take("tile", (crop, "as the crop: what the model saw in training."))
+    take("slice_spacing", decisions.find_slice_spacing(fingerprint, axis))
     take("slab", (1, "slices are independent samples."))
     batch = _UNPLANNED_BATCH[backbone.device]
     take("batch_size", (batch, f"memory not measured; a usual size on a {backbone.device} device."))

@@ -1,6 +1,6 @@
 """The parts of a transformer block: linear layers that take an adapter, attention, feed-forward, LayerScale."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -143,18 +143,30 @@ class Block(nn.Module):
         return add_rows(x, self.ls2(self.mlp(self.norm2(take_rows(x, rows)))), rows)
 
 
-def kept_rows(x: Tensor, rate: float) -> Tensor | None:
-    """Images that go through a branch; None: all. Leaving the others out saves their arithmetic."""
-    num_kept = max(1, round(len(x) * (1 - rate)))
-    return None if num_kept == len(x) else torch.randperm(len(x), device=x.device)[:num_kept]
+class Kept(NamedTuple):
+    """Images that go through a branch, and what their branch is multiplied with so that its expectation stays."""
+
+    rows: Tensor
+    scale: float
 
 
-def take_rows(x: Tensor, rows: Tensor | None) -> Tensor:
-    return x if rows is None else x[rows]
+def kept_rows(x: Tensor, rate: float) -> Kept | None:
+    """A random share of 1 - rate of the images, rounded up or down at random; None: all. Leaving the others out saves
+    their arithmetic; where none would be left, one goes through and counts for nothing.
+    """
+    if rate == 0:
+        return None
+    num_kept = int(len(x) * (1 - rate) + float(torch.rand(())))
+    rows = torch.randperm(len(x), device=x.device)[: max(num_kept, 1)]
+    return Kept(rows, 1 / (1 - rate) if num_kept else 0.0)
 
 
-def add_rows(x: Tensor, branch: Tensor, rows: Tensor | None) -> Tensor:
-    """x plus the branch; a branch of only some images is scaled up, so that its expectation stays."""
-    if rows is None:
+def take_rows(x: Tensor, kept: Kept | None) -> Tensor:
+    return x if kept is None else x[kept.rows]
+
+
+def add_rows(x: Tensor, branch: Tensor, kept: Kept | None) -> Tensor:
+    """x plus the branch of the images that went through it."""
+    if kept is None:
         return x + branch
-    return x.index_add(0, rows, branch.to(x.dtype), alpha=len(x) / len(rows))
+    return x.index_add(0, kept.rows, branch.to(x.dtype), alpha=kept.scale)
