@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TESTS ?= tests
 
-.PHONY: help demo test test-slow check docs install clean
+.PHONY: help demo test test-slow check docs gpu-systems install clean
 
 help:
 	@echo "make demo       phantoms -> train -> predict -> scores and a picture, in demo-output/"
 	@echo "make test       the test suite"
 	@echo "make check      ruff, mypy, import rules, tests"
 	@echo "make test-slow  also the tests that take minutes"
+	@echo "make gpu-systems DATA=... BACKBONE=...   the systems side by side on a GPU; call it until all is done"
 	@echo "make docs       build the documentation into site/"
 
 install: $(STAMP)
@@ -46,6 +47,11 @@ check: $(STAMP)
 docs: $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	$(BIN)/mkdocs build --strict
+
+# Starts no cell after three minutes, and a cell takes six: under ten minutes a call. The next call goes on.
+gpu-systems: $(STAMP)
+	$(BIN)/python benchmarks/systems.py --data $(DATA) --backbone $(BACKBONE) --device cuda --budget 6m --limit 180 \
+		--folds 0 1 2 3 4 --work gpu-systems --save docs/results/systems-gpu.md
 
 clean:
 	rm -rf site dist build .pytest_cache .mypy_cache .ruff_cache

@@ -33,7 +33,7 @@ def cost_of(config: FinetuneConfig, *, backbone: str = DEFAULT_BACKBONE, device:
     Memory is what autograd keeps for the backward pass and what the optimiser holds; a frozen backbone's features are
     taken from their cache. Errors: ResourceError where an optional package is missing.
     """
-    plan = effective_plan(config, _plan())
+    plan = effective_plan(config, example_plan())
     target = torch.device(device)
     architecture = NoBackboneConfig() if config.backbone == "none" else look_up(BACKBONES, backbone, kind="backbone")
     settings = model_config(config, plan, None, target)
@@ -67,7 +67,7 @@ def memory_of(config: FinetuneConfig, plan: Plan, *, device: str = "cpu") -> int
     return int(cost_of(config, device=device).memory_bytes * voxels * (config.batch_size or 1))
 
 
-def _plan() -> Plan:
+def example_plan() -> Plan:
     return Plan(
         dataset="volumes",
         fingerprint_digest="",
