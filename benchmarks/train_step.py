@@ -3,8 +3,8 @@
 python benchmarks/train_step.py [--backbone random:dinov3_vits16] [--recipes NAME ...] [--crop 224] [--batch 4]
        [--device auto] [--runs 5] [--save docs/results/train-step.md]
 
-Each recipe in a process of its own, so that its peak memory is its own; medians of the runs after two warm-up steps.
-The matmul rate is measured in the same process, in the same precision, just before. The row "ViT" is the backbone alone,
+Each recipe in a process of its own, so that its peak memory is its own; medians of the runs after two warm-up ones.
+The matmul rate is measured in the same process and precision, just before. The row "ViT" is the backbone alone,
 trained in full. Arithmetic is counted by torch (multiplications and additions), recomputation under gradient
 checkpointing included.
 """
