@@ -156,7 +156,7 @@ def kept_rows(x: Tensor, rate: float) -> Kept | None:
     """
     if rate == 0:
         return None
-    num_kept = int(len(x) * (1 - rate) + float(torch.rand(())))
+    num_kept = int(len(x) * (1 - rate) + float(torch.rand((), device="cpu")))  # whatever device is the default
     rows = torch.randperm(len(x), device=x.device)[: max(num_kept, 1)]
     return Kept(rows, 1 / (1 - rate) if num_kept else 0.0)
 
