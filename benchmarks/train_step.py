@@ -92,8 +92,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     from torch.utils.flop_counter import FlopCounterMode
 
     from voxdino.finetuning.cost import example_plan
+    from voxdino.finetuning.model import effective_plan, new_segmenter
     from voxdino.finetuning.recipes import RECIPES, segdino_v2_full
-    from voxdino.finetuning.run import effective_plan, new_segmenter
     from voxdino.models.precision import autocast, resolve_device, uses_bf16
     from voxdino.models.weights import load_backbone
     from voxdino.training.losses import dice_cross_entropy

@@ -12,7 +12,8 @@ from voxdino.evaluation.evaluate import evaluate
 from voxdino.evaluation.pictures import overlay_picture
 from voxdino.evaluation.report import report_rows
 from voxdino.finetuning.config import FinetuneConfig
-from voxdino.finetuning.run import effective_plan, finetune
+from voxdino.finetuning.model import effective_plan
+from voxdino.finetuning.run import finetune
 from voxdino.inference.load import load_model
 from voxdino.inference.run import output_file, predict_cases
 from voxdino.preparation.check import survey

@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 
 from voxdino.core.errors import CheckpointError, ConfigError, InputError, PlanError, ResourceError, StoppedError
 from voxdino.core.safe_files import lock_folder, read_json
+from voxdino.finetuning.model import effective_plan
 from voxdino.finetuning.recipes import RECIPES
-from voxdino.finetuning.run import effective_plan, finetune
+from voxdino.finetuning.run import finetune
 from voxdino.inference.load import load_model
 from voxdino.preparation.plan import Plan
 

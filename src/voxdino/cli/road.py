@@ -17,7 +17,8 @@ from voxdino.evaluation.metrics import LESION_METRICS, USUAL_METRICS
 from voxdino.evaluation.pictures import overlay_grid
 from voxdino.evaluation.scores import FailedCase, Scores
 from voxdino.finetuning.config import FinetuneConfig
-from voxdino.finetuning.run import RunSummary, effective_plan, finetune, new_segmenter
+from voxdino.finetuning.model import effective_plan, new_segmenter
+from voxdino.finetuning.run import RunSummary, finetune
 from voxdino.inference.load import load_model
 from voxdino.inference.run import RECORD_NAME, PredictRecord, output_file, predict_cases
 from voxdino.models.precision import resolve_device

@@ -6,7 +6,7 @@ import torch
 
 from voxdino.core.labels import LabelSet
 from voxdino.finetuning.config import FinetuneConfig
-from voxdino.finetuning.run import effective_plan, model_config
+from voxdino.finetuning.model import effective_plan, model_config
 from voxdino.models.backbones.build import build_backbone
 from voxdino.models.backbones.no_backbone import NoBackboneConfig
 from voxdino.models.compose import build_segmenter

@@ -1,6 +1,5 @@
 """One fine-tuning run: prepared cases and a backbone in, a folder with model, curves and the record of it out."""
 
-import inspect
 import platform
 import time
 from collections.abc import Callable
@@ -18,18 +17,17 @@ from voxdino.core.safe_files import digest_file, lock_folder, read_json, sweep_t
 from voxdino.data.store import IGNORED, PREPARE_AGAIN, CaseStore
 from voxdino.finetuning.config import FinetuneConfig
 from voxdino.finetuning.examples import CachedExamples, ImageExamples, Setting
+from voxdino.finetuning.model import effective_plan, model_config, new_segmenter
 from voxdino.finetuning.validation import validate
 from voxdino.inference.load import load_model, save_model
 from voxdino.models.backbones.base import Backbone
 from voxdino.models.backbones.build import build_backbone
 from voxdino.models.backbones.vit import ViT
-from voxdino.models.compose import build_segmenter, sees_slab
-from voxdino.models.decoders.tpa_sad import PUBLISHED_SCALES
+from voxdino.models.compose import build_segmenter
 from voxdino.models.initial import InitialReport, load_initial
 from voxdino.models.lora import merge_lora
-from voxdino.models.precision import autocast, channels_last, resolve_device
-from voxdino.models.registry import DECODERS, look_up
-from voxdino.models.segmenter import DecoderSetting, ModelConfig, Segmenter
+from voxdino.models.precision import autocast, resolve_device
+from voxdino.models.segmenter import Segmenter
 from voxdino.models.weights import WeightsCard, load_backbone
 from voxdino.preparation.plan import Plan
 from voxdino.preparation.splits import Split
@@ -43,7 +41,6 @@ from voxdino.training.tracking import Event, Listener, show_progress
 
 MAX_EPOCH_STEPS = 250
 SHARED_BY_STAGES = ("backbone", "seed", "num_train_cases", "num_workers", "amp", "checkpoint_every_s")
-SLAB = 16  # slices, as in DINO-Med3D (dossier 1.5)
 
 
 class RunSummary(Record):
@@ -193,22 +190,6 @@ def finetune(
         return summary
 
 
-def effective_plan(config: FinetuneConfig, plan: Plan) -> Plan:
-    """The plan with what the recipe changes: slab, batch, magnification; the run folder keeps it."""
-    usual = 1
-    if sees_slab(config.decoder, config.detail, config.depth_adapter):
-        usual = plan.slab if plan.slab > 1 else SLAB
-    slab = 1 if plan.ndim == 2 else config.slab or usual
-    batch = max(1, plan.batch_size // slab) if config.batch_size is None else config.batch_size
-    magnification = round(plan.magnification * config.magnification_scale, 3)
-    reasons = {**plan.reasons, "slab": f"what the recipe {config.recipe} sees together."}
-    if magnification != plan.magnification:
-        why = f"{config.magnification_scale} times the data set's {plan.magnification}, for {config.recipe}."
-        reasons["magnification"] = why
-    changes = {"slab": slab, "batch_size": batch, "magnification": magnification, "reasons": reasons}
-    return plan.model_copy(update=changes)
-
-
 def _first_stage(config: FinetuneConfig, first: FinetuneConfig) -> FinetuneConfig:
     """The settings of the stage before, with those that both share. Errors: ConfigError."""
     if config.initial_weights is not None:
@@ -321,79 +302,6 @@ def _job(setting: Setting, examples: CachedExamples | ImageExamples, identity: d
         steps_per_epoch=steps_per_epoch,
         identity=identity,
     )
-
-
-def new_segmenter(
-    config: FinetuneConfig, plan: Plan, backbone: Backbone, card: WeightsCard, device: torch.device
-) -> Segmenter:
-    """The model that a run trains, on its device. Errors: ConfigError for what does not go together."""
-    segmenter = build_segmenter(model_config(config, plan, card.licence, device), backbone).to(device)
-    channels_last(segmenter)
-    return segmenter
-
-
-def model_config(config: FinetuneConfig, plan: Plan, licence: str | None, device: torch.device) -> ModelConfig:
-    """What `config` and `plan` mean for the model. plan: the effective one. licence: of the backbone's weights."""
-    return ModelConfig(
-        backbone=Path(config.backbone).name,  # no path of this machine in a file that is shared
-        licence=licence,
-        taps=config.taps,
-        tap_norm=config.tap_norm,
-        input_builder=plan.input_builder,
-        context_slices=plan.context_slices,
-        num_channels=len(plan.channels),
-        decoder=config.decoder,
-        decoder_width=config.decoder_width or (64 if device.type == "cpu" else None),
-        pyramid_scales=config.pyramid_scales or _pyramid_scales(plan, device),
-        decoder_settings=_decoder_settings(config, plan),
-        adaptation=config.adaptation,
-        lora_rank=config.lora_rank,
-        lora_alpha=config.lora_alpha,
-        lora_dropout=config.lora_dropout,
-        last_k=config.last_k,
-        drop_path=config.drop_path,
-        rope_rescale=config.rope_rescale,
-        gradient_checkpointing=config.gradient_checkpointing,
-        detail=config.detail,
-        detail_width=config.detail_width or (8 if device.type == "cpu" else 16),
-        depth_adapter=config.depth_adapter,
-        slab=plan.slab,
-        blank_features=config.blank_features,
-        slices_at_once=config.slices_at_once,
-        magnification=plan.magnification,
-        num_outputs=plan.labels.num_outputs,
-    )
-
-
-def _decoder_settings(config: FinetuneConfig, plan: Plan) -> dict[str, DecoderSetting]:
-    """As configured, with what follows from the plan: the crop a U-Net is built for, and a 3-D decoder's finest level.
-
-    That is no finer than a voxel, or, before a detail stream, than the stream's coarsest map, four voxels wide: finer
-    levels would cost most and could tell nothing.
-    """
-    kind = look_up(DECODERS, config.decoder, kind="decoder")
-    read, planned = inspect.signature(kind).parameters, dict[str, DecoderSetting]()
-    if "plan_size" in read:
-        planned["plan_size"] = plan.crop if 2 in kind.num_dims else (plan.slab, *plan.crop)
-        if 3 in kind.num_dims and plan.slice_spacing is not None and plan.in_plane_spacing is not None:
-            planned["plan_spacing_mm"] = (plan.slice_spacing, *plan.in_plane_spacing)
-    if "finest_scale" in read and not config.decoder_settings.get("release_kernels"):
-        needed = plan.patch_size / plan.magnification / (1 if config.detail == "none" else 4)
-        planned["finest_scale"] = next((scale for scale in (1, 2) if scale >= 0.75 * needed), 4)
-    return planned | config.decoder_settings
-
-
-def _pyramid_scales(plan: Plan, device: torch.device) -> tuple[int, ...]:
-    """The published 8, 4, 2, 1, halved until no level is finer than a prepared voxel; on a CPU 4, 2, 1, 1 at most.
-
-    A level finer than a voxel would cost most and could tell nothing: hippocampus (magnified 3.6 times) trains 1.6
-    times as fast with 4, 2, 1, 1 as with 4, 4, 2, 1 and reaches the same Dice. On a CPU the finest level is the price
-    of the whole step: 192 x 256 pictures made 190 steps in five minutes with it.
-    """
-    voxels_per_token = plan.patch_size / plan.magnification
-    most = 4 if device.type == "cpu" else 8
-    finest = next((scale for scale in (1, 2, 4) if scale >= 0.9 * voxels_per_token), most)
-    return tuple(max(1, scale * finest // 8) for scale in PUBLISHED_SCALES)
 
 
 def read_split(path: Path, fold: int) -> Split:
