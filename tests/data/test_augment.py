@@ -18,7 +18,7 @@ def batch(number=3, channels=2, depth=3, context=1, size=(21, 34), seed=0):
     return image, torch.randint(0, 3, (number, depth, *size), generator=generator)
 
 
-def run(image, label, config, seeds=(1, 2, 3), spacing=(1.0, 1.0), padding=-2.0):
+def run(image, label, config, seeds=(1, 2, 3), spacing=(1.0, 1.0, 1.0), padding=-2.0):
     number, channels = image.shape[:2]
     return augment(
         image,
@@ -111,14 +111,44 @@ def test_an_integer_label_is_never_blended():
 
 
 def test_a_rotation_keeps_lengths_in_millimetres_on_anisotropic_pixels():
-    size, spacing = (60, 30), (1.0, 2.0)  # a square of 60 mm
+    size, spacing = (60, 30), (1.0, 1.0, 2.0)  # a square of 60 mm
     rows, columns = np.indices(size)
-    distance = ((rows - 29.5) * spacing[0]) ** 2 + ((columns - 14.5) * spacing[1]) ** 2
+    distance = ((rows - 29.5) * spacing[1]) ** 2 + ((columns - 14.5) * spacing[2]) ** 2
     label = torch.from_numpy(distance <= 15**2).long()[None, None]
     config = OFF.model_copy(update={"spatial": 1.0, "scale": (1.0, 1.0), "rotation_degrees": 90.0, "translation": 0.0})
     for seed in range(5):
         _, moved = run(label[:, None].float(), label, config, [seed], spacing=spacing)
         assert ((moved == 1) != (label == 1)).float().mean() < 0.02  # a round thing stays round
+
+
+def ball(context, depth=20):
+    """A ball off the middle, in slices of 1 x 1 mm that are 2 mm apart, and its label without the context slices."""
+    z, y, x = np.indices((depth, 41, 41))
+    inside = torch.from_numpy((2 * (z - 12)) ** 2 + (y - 17) ** 2 + (x - 22) ** 2 <= 10**2)
+    return inside.float()[None, None], inside[context : depth - context].long()[None]
+
+
+@pytest.mark.parametrize("context", [0, 2])
+def test_tilted_slabs_keep_lengths_in_millimetres_and_take_their_label_along(context):
+    image, label = ball(context)
+    config = OFF.model_copy(update={"spatial": 1.0, "scale": (1.0, 1.0), "translation": 0.0, "tilt_degrees": 60.0})
+    for seed in range(5):
+        moved, mask = run(image, label, config, [seed], spacing=(2.0, 1.0, 1.0), padding=0.0)
+        inside, known = mask[0] == 1, mask[0] != IGNORED
+        shown = moved[0, 0, context : 20 - context] > 0.5
+        assert (shown == inside)[known].float().mean() > 0.99
+        places = inside.nonzero() * torch.tensor([2.0, 1.0, 1.0])
+        extent = places.amax(0) - places.amin(0)
+        assert abs(inside.sum() / label.sum() - 1) < 0.1 and (extent > 14).all() and (extent < 24).all()
+
+
+def test_thick_slices_and_pictures_are_not_tilted():
+    image, label = ball(0)
+    config = OFF.model_copy(update={"spatial": 1.0, "scale": (1.0, 1.0), "translation": 0.0, "rotation_degrees": 0.0})
+    tilted = config.model_copy(update={"tilt_degrees": 60.0})
+    assert torch.equal(run(image, label, tilted, [1], spacing=(3.5, 1.0, 1.0))[1], label)
+    assert torch.equal(run(image[:, :, :1], label[:, :1], tilted, [1])[1], label[:, :1])
+    assert not torch.equal(run(image, label, tilted, [1], spacing=(2.5, 1.0, 1.0))[1], label)
 
 
 @pytest.mark.parametrize("axis, dim", [("rows", -2), ("columns", -1)])

@@ -90,22 +90,23 @@ def test_a_case_shorter_than_the_slab_is_repeated_at_its_ends_and_marked():
 
 def test_no_augmentation_changes_nothing():
     plain = batch()
-    same = augment_slabs(plain, seeds=(1, 2), spacing=(1.0, 1.0), config=STILL)
+    same = augment_slabs(plain, seeds=(1, 2), spacing=(1.0, 1.0, 1.0), config=STILL)
     assert torch.equal(same.image, plain.image) and torch.equal(same.label, plain.label)
     torch.testing.assert_close(same.features.maps[0], plain.features.maps[0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("tilt", [0.0, 10.0])
 @pytest.mark.parametrize("with_image", [True, False])
-def test_features_voxels_and_labels_move_together(with_image):
+def test_features_voxels_and_labels_move_together(with_image, tilt):
     plain = batch()
-    moving = STILL.model_copy(update={"spatial": 1.0, "flips": "both"})
+    moving = STILL.model_copy(update={"spatial": 1.0, "flips": "both", "tilt_degrees": tilt})
     given = plain if with_image else FeatureBatch(plain.features, plain.label, None, plain.case_ids)
-    moved = augment_slabs(given, seeds=(3, 4), spacing=(1.0, 2.0), config=moving)
+    moved = augment_slabs(given, seeds=(3, 4), spacing=(1.0, 1.0, 2.0), config=moving)
     assert not torch.equal(moved.label, plain.label)
     features = moved.features.maps[0].unflatten(0, (2, 3)).transpose(1, 2)  # (B, 1, D, H, W)
     known = moved.label != IGNORED
     agree = (features[:, 0] > 0.5) == (moved.label == 1)
-    assert agree[known].float().mean() > 0.93
+    assert agree[known].float().mean() > (0.85 if tilt else 0.93)  # between random slices nearest and linear differ
     if with_image:
         inside = known.unsqueeze(1)
         assert (moved.image - features).abs()[inside].mean() < 0.02
@@ -114,12 +115,12 @@ def test_features_voxels_and_labels_move_together(with_image):
 
 def test_a_sample_is_changed_alike_whatever_lies_beside_it():
     plain, moving = batch(), AugmentConfig().for_dimensions(2)
-    both = augment_slabs(plain, seeds=(3, 4), spacing=(1.0, 1.0), config=moving)
+    both = augment_slabs(plain, seeds=(3, 4), spacing=(1.0, 1.0, 1.0), config=moving)
     maps = tuple(one[3:] for one in plain.features.maps)
     second = FeatureBatch(
         Features(maps, plain.features.cls_token[3:], (1, 1)), plain.label[1:], plain.image[1:], ("b",)
     )
-    alone = augment_slabs(second, seeds=(4,), spacing=(1.0, 1.0), config=moving)
+    alone = augment_slabs(second, seeds=(4,), spacing=(1.0, 1.0, 1.0), config=moving)
     torch.testing.assert_close(alone.image[0], both.image[1])
     assert torch.equal(alone.label[0], both.label[1])
     torch.testing.assert_close(alone.features.maps[0], both.features.maps[0][3:])

@@ -25,7 +25,7 @@ def whole(store, case_id):
 def test_the_store_knows_its_cases_and_their_shapes(store):
     assert store.ids == ("case_0", "case_1", "case_2")
     assert store.shape("case_1") == (6, 11, 14)  # slices along S, rows along A-P, columns along R-L
-    assert store.cut("case_1", [(0, 1), (0, 4), (0, 4)]).spacing == (2.0, 1.0)
+    assert store.cut("case_1", [(0, 1), (0, 4), (0, 4)]).spacing == store.record("case_1").geometry.prepared_spacing
 
 
 @pytest.mark.parametrize("box", [((2, 3), (0, 11), (0, 13)), ((1, 4), (3, 8), (2, 10)), ((0, 1), (10, 11), (12, 13))])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from voxdino.core.errors import CheckpointError, ConfigError, DatasetError, StoppedError
-from voxdino.core.safe_files import read_json
+from voxdino.core.safe_files import read_json, write_json
 from voxdino.finetuning.choose import choose_recipe
 from voxdino.finetuning.cost import cost_of
 from voxdino.finetuning.recipes import RECIPES
@@ -187,6 +188,21 @@ def test_cases_of_another_plan_are_refused(workdir):
     plan.model_copy(update={"crop": (16, 16)}).write(workdir / "plan.json")
     with pytest.raises(DatasetError, match=r"was prepared by another plan.*voxdino prepare"):
         run(workdir, small_recipe("segdino_v2"), "one")
+
+
+def test_the_time_of_the_first_stage_counts_once_however_often_the_second_is_resumed(workdir):
+    config = small_recipe("dinomed3d")
+    with pytest.raises(StoppedError):
+        run(workdir, config, "one", interrupt_at(2, stages=2))
+    shutil.rmtree(workdir / "one/checkpoint")
+    record = read_json(workdir / "one/stage1/run.json")
+    record["outcome"]["elapsed_s"] = 1000.0
+    write_json(workdir / "one/stage1/run.json", record)
+    for _ in range(2):
+        with pytest.raises(StoppedError):
+            run(workdir, config, "one", interrupt_at(2, stages=1))
+        shutil.rmtree(workdir / "one/checkpoint/step-00000003", ignore_errors=True)
+    assert 1000 <= run(workdir, config, "one").elapsed_s < 1900
 
 
 def test_the_second_stage_is_checked_before_the_first_takes_its_time(workdir):

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from pydantic import AfterValidator, Field
 from torch import Tensor
 from torch.nn import functional as F
@@ -51,6 +52,8 @@ class AugmentConfig(Record):
     flips:    axes that may be mirrored. "auto" is none for volumes, whose labels may name sides (left kidney, anterior
               hippocampus) and whose canonical orientation is knowledge; both for pictures, which have no up.
     spatial:  probability of one affine change; rotation, scaling: that it turns, that it enlarges or shrinks.
+    tilt_degrees: slabs are turned about the two axes in plane as well, up to this far, and scaled along the slice axis
+              too; not where slices are `THICK` times as far apart as voxels. 0: slices stay slices.
     inverted_gamma: gamma of the negative, which acts on bright parts as gamma does on dark ones; in `gamma_range`.
     """
 
@@ -61,6 +64,7 @@ class AugmentConfig(Record):
     scaling: float = Field(default=1.0, ge=0, le=1)
     scale: Factors = (0.8, 1.25)
     translation: float = Field(default=0.05, ge=0, le=0.5)  # share of the crop
+    tilt_degrees: float = Field(default=0.0, ge=0, le=180)
     gamma: float = Field(default=0.3, ge=0, le=1)
     inverted_gamma: float = Field(default=0.0, ge=0, le=1)
     gamma_range: Factors = (0.7, 1.5)
@@ -80,6 +84,8 @@ class AugmentConfig(Record):
         flips = {2: "both", 3: "none"}[ndim] if self.flips == "auto" else self.flips
         return self.model_copy(update={"flips": flips})
 
+
+THICK = 3.0  # nnU-Net's limit, from which on it changes slices in plane only
 
 # nnU-Net's own 2-D set, with which MedDINOv3 trains (dossier 2.7). Widths it does not print are nnU-Net's.
 NNUNET_2D = AugmentConfig(
@@ -118,61 +124,95 @@ def augment(
     *,
     seeds: Sequence[int],
     padding: Float[Tensor, "B C"],
-    spacing: Float[Tensor, "B 2"],
+    spacing: Float[Tensor, "B 3"],
     config: AugmentConfig,
     ignore_index: int,
 ) -> tuple[Float[Tensor, "B C Dk H W"], Int[Tensor, "B D H W"]]:
     """Changed copies of a batch; all slices of a sample (and its context) change alike.
 
     padding: the normalised value of nothing, per sample and channel, for what turns in from outside.
-    spacing: (row, column) size of a voxel, so that a rotation turns the anatomy and does not shear it.
+    spacing: (slice, row, column) size of a voxel, so that a rotation turns the anatomy and does not shear it.
     """
     assert config.flips != "auto", "resolve with for_dimensions first"
     generators = [np.random.default_rng(seed) for seed in seeds]
     affine = torch.stack(
-        [draw_affine(rng, config, image.shape[-2:], sp) for rng, sp in zip(generators, spacing.cpu(), strict=True)]
+        [draw_affine(rng, config, label.shape[1:], sp) for rng, sp in zip(generators, spacing.cpu(), strict=True)]
     )
     image, label = warp(image, label, affine.to(image.device), padding, ignore_index)
     changed = [change_intensity(image[i], generators[i], config) for i in range(len(image))]
     return torch.stack(changed), label
 
 
-def draw_affine(rng: Generator, config: AugmentConfig, shape: Sequence[int], spacing: Tensor) -> Float[Tensor, "2 3"]:
-    """Output -> input map in the (x, y) in [-1, 1] coordinates of `F.affine_grid`."""
+def draw_affine(rng: Generator, config: AugmentConfig, shape: Sequence[int], spacing: Tensor) -> Float[Tensor, "3 4"]:
+    """Output -> input map in the (x, y, z) in [-1, 1] coordinates of `F.affine_grid`, of a slab of (D, H, W) voxels."""
     turn, scale, shift = 0.0, 1.0, (0.0, 0.0)
     draws = rng.random(6)  # always six: the later draws do not depend on whether this one changes anything
-    rotates, scales = rng.spawn(1)[0].random(2) < (config.rotation, config.scaling)  # a stream of their own
+    own = rng.spawn(1)[0]  # a stream of their own
+    rotates, scales = own.random(2) < (config.rotation, config.scaling)
+    tilts = np.deg2rad(config.tilt_degrees) * (2 * own.random(2) - 1) * rotates
+    thick = shape[0] == 1 or float(spacing[0]) > THICK * float(spacing[1:].max())
+    in_3d = config.tilt_degrees > 0 and not thick and draws[0] < config.spatial
     if draws[0] < config.spatial:
         turn = np.deg2rad(config.rotation_degrees) * (2 * draws[1] - 1) * rotates
         scale = _between(config.scale, draws[2], geometric=True) if scales else 1.0
         shift = tuple(2 * config.translation * (2 * draw - 1) for draw in draws[3:5])
-    extent = np.array([shape[1] * float(spacing[1]), shape[0] * float(spacing[0])])  # x, y
-    rotation = np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) / scale
+    extent = np.array([n * float(size) for n, size in zip(shape, spacing, strict=True)])[::-1]  # x, y, z
+    rotation = _turn(turn, 0, 1) / np.array([scale, scale, scale if in_3d else 1.0])[:, None]
+    if in_3d:
+        rotation = rotation @ _turn(tilts[0], 1, 2) @ _turn(tilts[1], 0, 2)
     linear = rotation * extent[None, :] / extent[:, None]
     flips = int(draws[5] * 4)  # two fair coins
     if config.flips in ("columns", "both") and flips & 1:
         linear[:, 0] *= -1
     if config.flips in ("rows", "both") and flips & 2:
         linear[:, 1] *= -1
-    return torch.tensor(np.column_stack([linear, shift]), dtype=torch.float32)
+    return torch.tensor(np.column_stack([linear, (*shift, 0.0)]), dtype=torch.float32)
+
+
+def _turn(angle: float, one: int, other: int) -> NDArray[np.float64]:
+    """A rotation by `angle` in the plane of two axes."""
+    matrix = np.eye(3)
+    matrix[[one, other], [one, other]] = np.cos(angle)
+    matrix[one, other], matrix[other, one] = -np.sin(angle), np.sin(angle)
+    return matrix
 
 
 def warp(image: Tensor, label: Tensor, affine: Tensor, padding: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
-    """Resample the samples whose affine is not the identity: linear for images, nearest for labels."""
-    identity = torch.eye(2, 3, device=affine.device)
+    """Resample the samples whose affine is not the identity: linear for images, nearest for labels.
+
+    affine: of the label's slices; the image's, with context beyond them, move with it.
+    """
+    identity = torch.eye(3, 4, device=affine.device)
     moved = (affine != identity).flatten(1).any(1).nonzero().flatten()
     if not len(moved):
         return image, label
-    grid = F.affine_grid(affine[moved], [len(moved), 1, *image.shape[-2:]], align_corners=False)  # (b, H, W, 2)
-    base = padding[moved, :, None, None, None]
-    flat = (image[moved] - base).flatten(1, 2)  # (b, C * Dk, H, W)
-    warped = F.grid_sample(flat, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    affine, base = affine[moved], padding[moved, :, None, None, None]
     image, label = image.clone(), label.clone()
-    image[moved] = warped.view(len(moved), *image.shape[1:]) + base
-    nearest = F.grid_sample(label[moved].float(), grid, mode="nearest", padding_mode="border", align_corners=False)
-    outside = (grid.abs() > 1).any(-1).unsqueeze(1)  # (b, 1, H, W)
-    label[moved] = torch.where(outside, ignore_index, nearest.to(label.dtype))
+    if stays_in_plane(affine):
+        grid = F.affine_grid(affine[:, :2, [0, 1, 3]], [len(moved), 1, *image.shape[-2:]], align_corners=False)
+        flat = (image[moved] - base).flatten(1, 2)  # (b, C * Dk, H, W)
+        warped = F.grid_sample(flat, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        image[moved] = warped.view(len(moved), *image.shape[1:]) + base
+        old = label[moved].float()
+    else:
+        longer = torch.tensor([1.0, 1.0, image.shape[2] / label.shape[1]], device=affine.device)
+        stretched = torch.cat((affine[..., :3] * longer / longer[:, None], affine[..., 3:] / longer[:, None]), dim=2)
+        grid = F.affine_grid(stretched, [len(moved), 1, *image.shape[-3:]], align_corners=False)
+        image[moved] = F.grid_sample(image[moved] - base, grid, padding_mode="zeros", align_corners=False) + base
+        grid = F.affine_grid(affine, [len(moved), 1, *label.shape[-3:]], align_corners=False)
+        old = label[moved].float().unsqueeze(1)
+    nearest = F.grid_sample(old, grid, mode="nearest", padding_mode="border", align_corners=False)
+    outside = (grid.abs() > 1).any(-1)
+    nearest = nearest.view(len(moved), *label.shape[1:]).to(label.dtype)
+    outside = outside.view(len(moved), -1, *label.shape[2:])  # one slice, or all
+    label[moved] = torch.where(outside, ignore_index, nearest)
     return image, label
+
+
+def stays_in_plane(affine: Float[Tensor, "B 3 4"]) -> bool:
+    """Every slice of every sample stays the slice it was."""
+    apart = affine.new_tensor([[False, False, True, False]] * 2 + [[True, True, False, True]]).bool()
+    return not affine[:, apart].any() and bool((affine[:, 2, 2] == 1).all())
 
 
 def change_intensity(image: Float[Tensor, "C Dk H W"], rng: Generator, config: AugmentConfig) -> Tensor:

@@ -30,7 +30,7 @@ class Batch:
     label:    (B, D, H, W) class indices; IGNORED beyond the volume.
     case_ids: where each sample comes from.
     padding:  (B, C) the normalised value of nothing.
-    spacing:  (B, 2) row and column size of a voxel.
+    spacing:  (B, 3) slice, row and column size of a voxel.
     seeds:    one per sample, for its augmentation.
     """
 
@@ -38,7 +38,7 @@ class Batch:
     label: Int[Tensor, "B D H W"]
     case_ids: tuple[str, ...]
     padding: Float[Tensor, "B C"]
-    spacing: Float[Tensor, "B 2"]
+    spacing: Float[Tensor, "B 3"]
     seeds: tuple[int, ...]
 
     def to(self, device: torch.device) -> "Batch":

@@ -8,15 +8,15 @@ features were computed once.
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from voxdino.data.augment import AugmentConfig, change_intensity, draw_affine, warp
+from voxdino.data.augment import AugmentConfig, change_intensity, draw_affine, stays_in_plane, warp
 from voxdino.data.features import FeatureBatch
 from voxdino.data.sampling import CaseExtent, Draw, Quotas, Range, Slice, place_view
 from voxdino.data.store import IGNORED
@@ -119,15 +119,15 @@ def slab_places(case: CachedCase, first: int, slab: int) -> tuple[list[Place], l
 
 
 def augment_slabs(
-    batch: FeatureBatch, *, seeds: Sequence[int], spacing: tuple[float, float], config: AugmentConfig
+    batch: FeatureBatch, *, seeds: Sequence[int], spacing: tuple[float, float, float], config: AugmentConfig
 ) -> FeatureBatch:
     """A changed copy: each slab's features, voxels and labels turned, shifted and scaled alike; intensities of the
     voxels changed as well (the features keep what the backbone saw).
 
-    spacing: (row, column) size of a voxel.
+    spacing: (slice, row, column) size of a voxel.
     """
     generators = [np.random.default_rng(seed) for seed in seeds]
-    shape = batch.label.shape[2:]
+    shape = batch.label.shape[1:]
     affine = torch.stack([draw_affine(rng, config, shape, torch.tensor(spacing)) for rng in generators])
     affine = affine.to(batch.label.device)
     label, image = batch.label, batch.image
@@ -143,10 +143,17 @@ def augment_slabs(
     return replace(batch, features=features, label=label, image=image)
 
 
-def _turn(slices: Tensor, affine: Tensor) -> Tensor:
-    """(B * D, E, h, w), every slab by its own map."""
+def _turn(slices: Float[Tensor, "S E h w"], affine: Float[Tensor, "B 3 4"]) -> Float[Tensor, "S E h w"]:
+    """Maps of B slabs of S / B slices, every slab by its own affine; linear between tokens, the outermost repeated."""
     num_slices = len(slices) // len(affine)
-    every = affine.repeat_interleave(num_slices, dim=0)
-    grid: Any = F.affine_grid(every, [len(slices), 1, *slices.shape[2:]], align_corners=False)
-    turned = F.grid_sample(slices.float(), grid, mode="bilinear", padding_mode="border", align_corners=False)
+    if stays_in_plane(affine):
+        moves = affine[:, :2, [0, 1, 3]].repeat_interleave(num_slices, dim=0)
+        maps = slices.float()
+    else:
+        moves = affine
+        maps = slices.float().unflatten(0, (-1, num_slices)).transpose(1, 2).contiguous()  # (B, E, D, h, w)
+    grid = F.affine_grid(moves, [len(moves), 1, *maps.shape[2:]], align_corners=False)
+    turned = F.grid_sample(maps, grid, padding_mode="border", align_corners=False)
+    if turned.ndim == 5:
+        turned = turned.transpose(1, 2).flatten(0, 1)
     return turned.to(slices.dtype, memory_format=torch.channels_last)

@@ -34,13 +34,13 @@ class Crop:
     image:   (C, D + 2 context, H, W) float32, normalised.
     label:   (D, H, W) int64 class indices; IGNORED beyond the volume.
     padding: (C,) the normalised value that fills the image beyond the volume.
-    spacing: (row, column) size of a voxel.
+    spacing: (slice, row, column) size of a voxel.
     """
 
     image: Float[np.ndarray, "C Dk H W"]
     label: Shaped[np.ndarray, "D H W"]
     padding: Float[np.ndarray, " C"]
-    spacing: tuple[float, float]
+    spacing: tuple[float, float, float]
 
 
 class CaseStore:
@@ -127,8 +127,7 @@ class CaseStore:
         real = [(max(start, 0), min(stop, size)) for (start, stop), size in zip(box, shape, strict=True)]
         target = tuple(slice(start - ends[0], stop - ends[0]) for ends, (start, stop) in zip(box, real, strict=True))
         label[target] = self.read_label(case_id, real)
-        spacing = record.geometry.prepared_spacing
-        return Crop(image, label, padding, (float(spacing[-2]), float(spacing[-1])))
+        return Crop(image, label, padding, record.geometry.prepared_spacing)
 
     def _read_record(self, case_id: str) -> CaseRecord:
         if case_id not in self.ids:

@@ -174,6 +174,10 @@ class CachedExamples:
         self._stop, self._listen, self._seconds_left = stop, listen, seconds_left
         self._sample: Features | None = None
         self._augmentation = setting.config.augment.for_dimensions(setting.plan.ndim)
+        self._before = self._augmentation  # of views, before the backbone
+        if setting.in_slabs:  # slabs are moved when they are drawn
+            still = {"spatial": 0.0, "flips": "none", "tilt_degrees": 0.0}
+            self._before = self._augmentation.model_copy(update=still)
         config = setting.config
         extents = [setting.store.extent(case_id) for case_id in setting.train_ids]
         if setting.in_slabs:
@@ -222,7 +226,7 @@ class CachedExamples:
                 return batch
             numbers = range(step * size, (step + 1) * size)
             seeds = [sample_seed(setting.config.seed, 1, number, "", 0) for number in numbers]
-            spacing = setting.plan.in_plane_spacing or (1.0, 1.0)
+            spacing = (setting.plan.slice_spacing or 1.0, *(setting.plan.in_plane_spacing or (1.0, 1.0)))
             return augment_slabs(batch, seeds=seeds, spacing=spacing, config=self._augmentation)
 
         return _Prepared(ReadAhead(fetch, first=first, num_threads=setting.config.num_workers), prepare)
@@ -261,9 +265,7 @@ class CachedExamples:
         None within it: all of that view; None for it: as many views as disk and time allow.
         """
         setting, config, plan = self.setting, self.setting.config, self.setting.plan
-        views, augmentation = setting.views(ids), self._augmentation
-        if setting.in_slabs:  # slabs are moved when they are drawn
-            augmentation = augmentation.model_copy(update={"spatial": 0.0, "flips": "none"})
+        views, augmentation = setting.views(ids), self._before
         sample = self._first_features(views, slices[0])
         cache = FeatureCache(
             self._folder / self._key(slices, ids, sample)[:16],
@@ -353,7 +355,7 @@ class CachedExamples:
                 "seed": config.seed,
                 "ids": sorted(ids),
                 "quotas": config.quotas.to_json(),
-                "augment": config.augment.to_json(),
+                "augment": self._before.to_json(),
                 "cases": {case_id: setting.store.record(case_id).digest() for case_id in cases},
                 "slices": [list(one) for one in slices],
             }

@@ -34,7 +34,7 @@ from voxdino.preparation.splits import Split
 from voxdino.training.checkpoint import flatten, read_state, require_same
 from voxdino.training.config import FREE_TO_CHANGE
 from voxdino.training.loop import Job, Outcome, train
-from voxdino.training.losses import choose_loss
+from voxdino.training.losses import Loss, choose_loss
 from voxdino.training.state import trainable
 from voxdino.training.stopping import StopRequest, stop_on_signals
 from voxdino.training.tracking import Event, Listener, show_progress
@@ -104,12 +104,13 @@ def finetune(
     ResourceError for the lock, the disk, the device; StoppedError; DivergedError.
     """
     started = time.monotonic()
-    stage = None
+    stage, before_s = None, 0.0
     if config.first is not None:
         stage, first = run_folder / "stage1", _first_stage(config, config.first)
         if resume == "require" and not (stage / "run.json").exists():
             raise _nothing_to_resume(run_folder)
-        _require_buildable(config, Plan.read(workdir / "plan.json"), device, weights_folder)
+        if not (stage / "run.json").exists():
+            _require_buildable(config, Plan.read(workdir / "plan.json"), device, weights_folder)
         done = finetune(
             workdir,
             first,
@@ -119,12 +120,11 @@ def finetune(
             weights_folder=weights_folder,
             on_event=on_event,
         )
-        if done.was_finished:
-            started -= done.elapsed_s  # it counts against the budget whenever it was
+        before_s = max(0.0, done.elapsed_s - (time.monotonic() - started))  # what earlier calls spent on it
     with lock_folder(run_folder), torch.random.fork_rng(devices=[]):
         sweep_temporary(run_folder)
         plan = effective_plan(config, Plan.read(workdir / "plan.json"))
-        choose_loss(config.loss, plan.labels, ignore_index=IGNORED)  # refused before anything is computed
+        loss = choose_loss(config.loss, plan.labels, ignore_index=IGNORED)  # refused before anything is computed
         split = _drawn(read_split(workdir / "splits.json", fold), config)
         target = resolve_device(device)
         torch.manual_seed(config.seed)
@@ -179,9 +179,16 @@ def finetune(
                     fix=fix,
                 )
             torch.manual_seed(config.seed + 1)  # the same start whether features were cached now or before
-            job = _job(setting, examples, identity)
-            spent = time.monotonic() - started
-            outcome = train(job, config, run_folder=run_folder, device=target, stop=stop, listen=listen, spent_s=spent)
+            outcome = train(
+                _job(setting, examples, loss, identity),
+                config,
+                run_folder=run_folder,
+                device=target,
+                stop=stop,
+                listen=listen,
+                spent_s=time.monotonic() - started,
+                before_s=before_s,
+            )
         _take_best(segmenter, outcome)
         save_model(run_folder, segmenter, plan, card)
         summary = _summary(outcome, run_folder)
@@ -215,9 +222,9 @@ def _nothing_to_resume(run_folder: Path) -> CheckpointError:
 
 def _store_of(workdir: Path, plan: Plan, split: Split) -> CaseStore:
     """The prepared cases. Errors: DatasetError where one was prepared by another plan than the one beside it."""
-    store = CaseStore(workdir / "prepared")
+    store, digest = CaseStore(workdir / "prepared"), plan.preparation_digest()
     for case in (*split.train, *split.val):
-        if store.record(case).preparation_digest != plan.preparation_digest():
+        if store.record(case).preparation_digest != digest:
             raise DatasetError(f"case {case!r} was prepared by another plan", where=workdir, fix=PREPARE_AGAIN)
     return store
 
@@ -278,7 +285,7 @@ def _examples(
     )
 
 
-def _job(setting: Setting, examples: CachedExamples | ImageExamples, identity: dict[str, Any]) -> Job:
+def _job(setting: Setting, examples: CachedExamples | ImageExamples, loss: Loss, identity: dict[str, Any]) -> Job:
     config, labels = setting.config, setting.plan.labels
     steps_per_epoch = config.steps_per_epoch or min(MAX_EPOCH_STEPS, -(-examples.num_samples // setting.batch_size))
 
@@ -295,7 +302,7 @@ def _job(setting: Setting, examples: CachedExamples | ImageExamples, identity: d
             config.learning_rate, backbone_lr_scale=config.backbone_lr_scale, weight_decay=config.weight_decay
         ),
         predict=examples.predict,
-        loss=choose_loss(config.loss, labels, ignore_index=IGNORED),
+        loss=loss,
         batches=lambda first: examples.batches(first, steps_per_epoch),
         validate=measure,
         num_steps=config.num_epochs * steps_per_epoch,

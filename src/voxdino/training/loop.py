@@ -84,17 +84,20 @@ def train(
     stop: StopRequest,
     listen: Listener,
     spent_s: float = 0.0,
+    before_s: float = 0.0,
 ) -> Outcome:
     """Train to the end of the steps, the time budget or the patience; continue from the checkpoint where there is one.
 
-    spent_s: time this run took before its first step; it counts against the budget.
+    spent_s:  time this call took before its first step; it counts against the budget.
+    before_s: time of earlier stages, which counts as well; a checkpoint has it in it already.
 
     Errors: StoppedError after a signal (a checkpoint is written first); DivergedError after three steps in a row with
     a loss or gradient that is not finite; CheckpointError for a damaged checkpoint or one of another run.
     """
     optimizer = build_optimizer(job.groups, betas=config.betas)
     parameters = trainable(job.model)
-    state = TrainingState(job.model, optimizer, WeightAverage(parameters, config.ema_decay), device, started_s=spent_s)
+    average = WeightAverage(parameters, config.ema_decay)
+    state = TrainingState(job.model, optimizer, average, device, elapsed_s=before_s, started_s=before_s + spent_s)
     checkpoints, log = CheckpointFolder(run_folder / "checkpoint"), RunLog(run_folder / "log.jsonl")
     if (saved := checkpoints.newest()) is not None:
         where = checkpoints.folder / f"step-{saved.step:08d}"

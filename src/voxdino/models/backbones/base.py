@@ -1,9 +1,10 @@
 """What every backbone is: images in, feature maps of chosen parts out, all on one grid."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -97,6 +98,12 @@ def pad_to_multiple(images: Float[Tensor, "B P H W"], multiple: int) -> Float[Te
     """Repeat the last row and column until both sides are a multiple: no stride then cuts a remainder off."""
     rows, columns = (-side % multiple for side in images.shape[2:])
     return F.pad(images, (0, columns, 0, rows), mode="replicate") if rows or columns else images
+
+
+def in_portions(run: Callable[[Tensor], Sequence[Tensor]], images: Tensor, at_once: int | None) -> list[Tensor]:
+    """What `run` gives for all images, computed for so many at a time."""
+    parts = [run(part) for part in torch.split(images, at_once or max(len(images), 1))]
+    return list(parts[0]) if len(parts) == 1 else [torch.cat(same) for same in zip(*parts, strict=True)]
 
 
 def on_grid(

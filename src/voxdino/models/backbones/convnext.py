@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from voxdino.core.records import Record
-from voxdino.models.backbones.base import Ability, Backbone, on_grid, pad_to_multiple
+from voxdino.models.backbones.base import Ability, Backbone, in_portions, on_grid, pad_to_multiple
 from voxdino.models.backbones.blocks import add_rows, kept_rows, take_rows
 from voxdino.models.features import Features
 
@@ -107,8 +107,7 @@ class ConvNeXt(Backbone):
     ) -> Features:
         chosen, grid = self._chosen(taps), self._grid(images)
         padded = pad_to_multiple(images, STRIDES[-1])
-        parts = [self.stage_maps(part) for part in torch.split(padded, images_at_once or max(len(images), 1))]
-        stages = list(parts[0]) if len(parts) == 1 else [torch.cat(same) for same in zip(*parts, strict=True)]
+        stages = in_portions(self.stage_maps, padded, images_at_once)
         cls_token = self.norm(stages[-1].mean(dim=(2, 3)))  # (B, E)
         if tap_norm:
             stages[-1] = _over_channels(self.norm, stages[-1])

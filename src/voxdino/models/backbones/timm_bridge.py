@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from voxdino.core.errors import ConfigError, ResourceError
 from voxdino.core.records import Record, nearest
-from voxdino.models.backbones.base import Backbone, on_grid, pad_to_multiple
+from voxdino.models.backbones.base import Backbone, in_portions, on_grid, pad_to_multiple
 from voxdino.models.backbones.vit import default_taps
 from voxdino.models.features import Features
 
@@ -79,11 +79,8 @@ class TimmBackbone(Backbone):
     ) -> Features:
         chosen, grid = self._chosen(taps), self._grid(images)
         padded = pad_to_multiple(images, max(self._strides))
-        parts = [
-            _run(self.model, part, chosen, norm=tap_norm and self._normalises_taps)
-            for part in torch.split(padded, images_at_once or max(len(images), 1))
-        ]
-        joined = parts[0] if len(parts) == 1 else [torch.cat(same) for same in zip(*parts, strict=True)]
+        norm = tap_norm and self._normalises_taps
+        joined = in_portions(lambda part: _run(self.model, part, chosen, norm=norm), padded, images_at_once)
         maps = tuple(
             on_grid(one, grid, stride=self._strides[tap], patch_size=self.patch_size)
             for one, tap in zip(joined[1:], chosen, strict=True)
