@@ -98,19 +98,19 @@ def test_no_augmentation_changes_nothing():
 @pytest.mark.parametrize("tilt", [0.0, 10.0])
 @pytest.mark.parametrize("with_image", [True, False])
 def test_features_voxels_and_labels_move_together(with_image, tilt):
-    plain = batch()
+    plain = batch(slab=9)
     moving = STILL.model_copy(update={"spatial": 1.0, "flips": "both", "tilt_degrees": tilt})
     given = plain if with_image else FeatureBatch(plain.features, plain.label, None, plain.case_ids)
     moved = augment_slabs(given, seeds=(3, 4), spacing=(1.0, 1.0, 2.0), config=moving)
     assert not torch.equal(moved.label, plain.label)
-    features = moved.features.maps[0].unflatten(0, (2, 3)).transpose(1, 2)  # (B, 1, D, H, W)
+    features = moved.features.maps[0].unflatten(0, (2, 9)).transpose(1, 2)  # (B, 1, D, H, W)
     known = moved.label != IGNORED
     agree = (features[:, 0] > 0.5) == (moved.label == 1)
     assert agree[known].float().mean() > (0.85 if tilt else 0.93)  # between random slices nearest and linear differ
     if with_image:
         inside = known.unsqueeze(1)
-        assert (moved.image - features).abs()[inside].mean() < 0.02
-    assert torch.equal(plain.label, batch().label)  # the given batch is left alone
+        assert (moved.image - features).abs()[inside].mean() < (0.06 if tilt else 0.02)  # its edge blends with padding
+    assert torch.equal(plain.label, batch(slab=9).label)  # the given batch is left alone
 
 
 def test_a_sample_is_changed_alike_whatever_lies_beside_it():

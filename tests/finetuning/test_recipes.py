@@ -198,10 +198,9 @@ def test_the_time_of_the_first_stage_counts_once_however_often_the_second_is_res
     record = read_json(workdir / "one/stage1/run.json")
     record["outcome"]["elapsed_s"] = 1000.0
     write_json(workdir / "one/stage1/run.json", record)
-    for _ in range(2):
+    for step in (2, 3):
         with pytest.raises(StoppedError):
-            run(workdir, config, "one", interrupt_at(2, stages=1))
-        shutil.rmtree(workdir / "one/checkpoint/step-00000003", ignore_errors=True)
+            run(workdir, config, "one", interrupt_at(step, stages=1))
     assert 1000 <= run(workdir, config, "one").elapsed_s < 1900
 
 
