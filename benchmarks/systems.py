@@ -2,12 +2,14 @@
 
 python benchmarks/systems.py --data DATASET --backbone FILE --budget 20m --work FOLDER --save docs/results/systems.md
        [--recipes all | NAME ...] [--folds 0] [--seeds 0] [--cases all 16 4] [--controls] [--peer-env FOLDER]
-       [--peer 3d_fullres 2d] [--device auto] [-- further options of voxdino run, such as --lossy-labels 127]
+       [--peer 3d_fullres 2d] [--device auto] [--at-once 1] [-- further options of voxdino run, such as
+       --lossy-labels 127]
 
 A cell is one run of `voxdino run` (or of nnU-Net 2.8.1, in its own environment) with the whole budget, in a work folder
 of its own: preparation and features are computed anew and count (nnU-Net's preparation does not). Cells that are done
-are not done again: stop it and start it whenever you like. With --controls every recipe with a frozen backbone is also
-trained with zeros in place of what the backbone says.
+are not done again: stop it and start it whenever you like. With --controls every recipe whose network sees the voxels
+beside the features is also trained, frozen, with zeros in place of what the backbone says (the others would see nothing
+at all and answer with a constant). With --at-once 2 two cells run side by side, each on half of the cores.
 """
 
 import argparse
@@ -20,8 +22,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +34,7 @@ from scipy.stats import wilcoxon
 from voxdino.evaluation.statistics import mean_interval
 
 PEER = "nnU-Net"
+PREPARING = Lock()  # of nnU-Net's preparation, which all its cells share
 COLUMNS = (
     *("recipe", "Dice", "HD95", "NSD", "against nnU-Net (p)", "trained / all weights (M)", "GFLOP a slice"),
     *("steps", "training (min)", "s a case", "peak memory (GiB)"),
@@ -68,22 +73,25 @@ def main() -> None:
     parser.add_argument("--peer-env", type=Path, help="nnU-Net's environment (made by benchmarks/prepare.py)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--limit", type=float, help="start no further cell after so many seconds")
+    parser.add_argument("--at-once", type=int, default=1, help="cells side by side; the cores are shared out evenly")
     arguments, further = parser.parse_known_args()
     arguments.further = [option for option in further if option != "--"]
+    arguments.threads = max(1, (os.cpu_count() or 1) // arguments.at_once)
     (arguments.work / "cells").mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    for cell in cells(arguments):
-        if arguments.limit and time.monotonic() - started > arguments.limit:
-            break
+
+    def do(cell: Cell) -> None:
         path = arguments.work / "cells" / f"{cell.name}.json"
         if path.exists():
             if json.loads(path.read_text())["terms"] != terms(arguments):
                 raise SystemExit(f"{path} was run under other terms: choose another --work, or delete it")
-        else:
+        elif not arguments.limit or time.monotonic() - started < arguments.limit:
             print(f"{cell.name} ...", file=sys.stderr, flush=True)
-            path.write_text(
-                json.dumps({"cell": cell._asdict(), "terms": terms(arguments), **run(cell, arguments)}, indent=1)
-            )
+            row = {"cell": cell._asdict(), "terms": terms(arguments), **run(cell, arguments)}
+            path.write_text(json.dumps(row, indent=1))
+
+    with ThreadPoolExecutor(arguments.at_once) as pool:
+        list(pool.map(do, cells(arguments)))  # the first error ends it, after the cells that are running
     text = report(arguments)
     print(text)
     if arguments.save:
@@ -93,7 +101,7 @@ def main() -> None:
 def terms(arguments: argparse.Namespace) -> list[str]:
     """What all cells of a table share."""
     data, backbone = arguments.data.name, Path(arguments.backbone).name
-    return [data, backbone, arguments.budget, arguments.device, *arguments.further]
+    return [data, backbone, arguments.budget, arguments.device, f"{arguments.threads} threads", *arguments.further]
 
 
 def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
@@ -114,7 +122,7 @@ def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
 
 
 def _has_control(config: Any) -> bool:
-    return config.backbone != "none" and config.adaptation == "frozen"
+    return bool(config.backbone != "none" and config.detail != "none")
 
 
 def run(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -130,9 +138,10 @@ def run(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
     if cell.cases is not None:
         command += ["--set", f"num_train_cases={cell.cases}"]
     if cell.blank:
-        command += ["--set", "blank_features=true"]
+        command += ["--set", "blank_features=true", "--set", "adaptation=frozen", "--set", "depth_adapter=0"]
+        command += ["--set", "first=null"]
     started = time.perf_counter()
-    output, peak_gib = measured(command)
+    output, peak_gib = measured(command, {"OMP_NUM_THREADS": str(arguments.threads)})
     told = json.loads(output)
     folder = work / "runs" / cell.name
     record = json.loads((folder / "run.json").read_text())
@@ -187,21 +196,23 @@ def run_peer(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
     dataset = folder / "raw" / "Dataset004_Peer"
     plans = folder / "preprocessed" / dataset.name
     python = arguments.peer_env / "bin" / "python"
-    if not dataset.exists():
-        dataset.parent.mkdir(parents=True)
-        dataset.symlink_to(arguments.data.resolve())
-    if not (plans / f"ready_{configuration}").exists():
-        tool = str(arguments.peer_env / "bin" / "nnUNetv2_plan_and_preprocess")
-        measured([tool, "-d", "4", "-c", configuration, "-npfp", "2", "-np", "2"], places)
-        given = arguments.data / "splits_final.json"
-        (plans / "splits_final.json").write_text(given.read_text())
-        (plans / f"ready_{configuration}").touch()
+    with PREPARING:
+        if not dataset.exists():
+            dataset.parent.mkdir(parents=True)
+            dataset.symlink_to(arguments.data.resolve())
+        if not (plans / f"ready_{configuration}").exists():
+            tool = str(arguments.peer_env / "bin" / "nnUNetv2_plan_and_preprocess")
+            measured([tool, "-d", "4", "-c", configuration, "-npfp", "2", "-np", "2"], places)
+            given = arguments.data / "splits_final.json"
+            (plans / "splits_final.json").write_text(given.read_text())
+            (plans / f"ready_{configuration}").touch()
     told, predictions = folder / f"{cell.name}.json", folder / "predictions" / cell.name
     budget_s = parse_time_budget(arguments.budget)
     device = "cpu" if arguments.device == "auto" else arguments.device
     command = [str(python), str(Path(__file__).with_name("nnunet_peer.py")), "--configuration", configuration]
     command += ["--fold", str(cell.fold), "--budget-s", str(budget_s), "--device", device]
     started = time.perf_counter()
+    places |= {"OMP_NUM_THREADS": str(arguments.threads), "nnUNet_n_proc_DA": str(arguments.threads)}
     _, peak_gib = measured([*command, "--json", str(told), "--predictions", str(predictions)], places)
     wall_s = time.perf_counter() - started
     scored = [sys.executable, "-m", "voxdino", "evaluate", str(predictions), str(arguments.data), "--json"]
@@ -227,7 +238,7 @@ def report(arguments: argparse.Namespace) -> str:
         row = json.loads(path.read_text())
         done[Cell(**row["cell"])] = row
     command = f"python benchmarks/systems.py --data {arguments.data.name} --budget {arguments.budget}"
-    machine = f"{os.cpu_count()} cores {platform.machine()}, device {arguments.device}"
+    machine = f"{arguments.threads} of {os.cpu_count()} cores {platform.machine()} a row, device {arguments.device}"
     text = f"""# Systems side by side: {arguments.data.name}
 
 `{command} --backbone {Path(arguments.backbone).name} ...`: every row had {arguments.budget} of wall clock for
@@ -240,7 +251,7 @@ over cases]; p: paired Wilcoxon test of the cases' Dice against the first nnU-Ne
     for fold, seed in folds:
         rows = {c.recipe: r for c, r in done.items() if (c.fold, c.seed, c.cases, c.blank) == (fold, seed, None, False)}
         text += f"## Fold {fold}, seed {seed}, all training cases\n\n{HEADER}{_rows(rows)}\n"
-    return text + _controls(done)
+    return text + _over_folds(done) + _few(done) + _controls(done)
 
 
 def _rows(rows: dict[str, dict[str, Any]]) -> str:
@@ -268,6 +279,43 @@ def _rows(rows: dict[str, dict[str, Any]]) -> str:
     return "".join(lines)
 
 
+def _over_folds(done: dict[Cell, dict[str, Any]]) -> str:
+    """Every case once, from the fold that held it back; of recipes with more than one fold."""
+    whole = [cell for cell in done if cell.cases is None and not cell.blank]
+    names = sorted({cell.recipe for cell in whole})
+    folds = {name: sorted({c.fold for c in whole if (c.recipe, c.seed) == (name, whole[0].seed)}) for name in names}
+    if not any(len(held) > 1 for held in folds.values()):
+        return ""
+    text = "## All folds\n\n| recipe | folds | cases | Dice | each fold |\n| --- | --- | --- | --- | --- |\n"
+    for name in names:
+        if len(folds[name]) > 1:
+            rows = [list(per_case(done[Cell(name, fold, whole[0].seed, None, False)]).values()) for fold in folds[name]]
+            each = ", ".join(f"{np.mean(row):.3f}" for row in rows)
+            text += f"| {name} | {len(rows)} | {sum(map(len, rows))} | {_interval(np.concatenate(rows))} | {each} |\n"
+    return text + "\n"
+
+
+def _few(done: dict[Cell, dict[str, Any]]) -> str:
+    """How recipes do with few training cases: Dice of each held-back case, averaged over the seeds."""
+    counts = sorted({cell.cases for cell in done if cell.cases is not None})
+    if not counts:
+        return ""
+    text = "## Few training cases\n\n| recipe | training cases | seeds | Dice |\n| --- | --- | --- | --- |\n"
+    for name in sorted({cell.recipe for cell in done if cell.cases is not None}):
+        for count in [*counts, None]:
+            held = [row for c, row in done.items() if (c.recipe, c.cases, c.blank, c.fold) == (name, count, False, 0)]
+            if held:
+                means = np.mean([list(dict(sorted(per_case(row).items())).values()) for row in held], axis=0)
+                text += f"| {name} | {count or 'all'} | {len(held)} | {_interval(means)} |\n"
+    return text + "\n"
+
+
+def _interval(values: Any, form: str = ".3f") -> str:
+    interval = mean_interval(list(values))
+    limits = "" if interval.low is None else f" [{interval.low:{form}}, {interval.high:{form}}]"
+    return f"{interval.mean:{form}}{limits}"
+
+
 def _controls(done: dict[Cell, dict[str, Any]]) -> str:
     """What the features add: each recipe against itself with zeros, cases and seeds paired."""
     pairs = [cell for cell in done if not cell.blank and cell._replace(blank=True) in done]
@@ -286,9 +334,9 @@ def _controls(done: dict[Cell, dict[str, Any]]) -> str:
         cases = sorted({case for one in with_features for case in one})
         rows = np.array([[one.get(case, np.nan) for case in cases] for one in with_features])
         zeros = np.array([[one.get(case, np.nan) for case in cases] for one in blank])
-        interval = mean_interval(np.nanmean(rows - zeros, axis=0).tolist())
-        limits = "" if interval.low is None else f" [{interval.low:+.3f}, {interval.high:+.3f}]"
-        means = f"{np.nanmean(rows):.3f} | {np.nanmean(zeros):.3f} | {interval.mean:+.3f}{limits}"
+        means = (
+            f"{np.nanmean(rows):.3f} | {np.nanmean(zeros):.3f} | {_interval(np.nanmean(rows - zeros, axis=0), '+.3f')}"
+        )
         text += f"| {recipe} | {count or 'all'} | {len(held)} | {means} |\n"
     return text
 

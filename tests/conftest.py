@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared_folder() -> Path:
     """Real data, weights and reference values beside the project; tests that need them skip where absent."""
     folder = Path(os.environ.get("VOXDINO_TEST_SHARED", Path(__file__).parents[2] / "shared"))

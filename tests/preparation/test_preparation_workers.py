@@ -7,8 +7,9 @@ import time
 import pytest
 
 from voxdino.core.errors import LabelError, ResourceError
+from voxdino.core.memory import available_memory
 from voxdino.preparation import workers
-from voxdino.preparation.workers import available_cpus, available_memory, run_over_cases
+from voxdino.preparation.workers import available_cpus, run_over_cases
 
 NAMES = [f"case {n}" for n in range(12)]
 

@@ -55,7 +55,7 @@ def finetune(
     if recipe == AUTO:
         num_train = len(read_split(workdir / "splits.json", fold).train)
         facts = Fingerprint.read(workdir / "fingerprint.json")
-        recipe = choose(recipe, facts, Plan.read(workdir / "plan.json"), num_train)
+        recipe = choose(recipe, facts, Plan.read(workdir / "plan.json"), num_train, device)
     config = resolve_config(
         recipe,
         backbone=backbone,

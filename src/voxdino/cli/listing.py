@@ -1,7 +1,8 @@
 """`voxdino list`: the names that options take, straight from the tables."""
 
+import re
 from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,16 +26,18 @@ def list_names(
     """List recipes, backbones, decoders, input builders, readers and metrics."""
     tables = {name: _entries(name) for name in ([table] if table else list(Table))}
     if json:
+        if Table.recipes in tables:
+            tables[Table.recipes] = {row.pop("name"): row for row in _recipes()}
         print_json({str(name): entries for name, entries in tables.items()})
         return
     for name, entries in tables.items():
         if name == Table.recipes:
-            _print_recipes(entries)
+            _print_recipes()
         else:
             print_table(str(name), ("name", "what it is"), sorted(entries.items()))
 
 
-def _entries(table: Table) -> dict[str, str]:
+def _entries(table: Table) -> dict[str, Any]:
     """name -> one line about it: the first line of its docstring, or its sizes."""
     match table:
         case Table.recipes:
@@ -63,22 +66,36 @@ def _entries(table: Table) -> dict[str, str]:
             return {name: _first_line(metric.compute) for name, metric in METRICS.items()}
 
 
-def _print_recipes(entries: dict[str, str]) -> None:
-    """What each is, what of it trains and the memory that takes, and when to take it."""
+def _recipes() -> list[dict[str, Any]]:
+    """What each is, what of it trains and the memory that takes, stage by stage, and when to take it."""
     from voxdino.core.errors import ResourceError
     from voxdino.finetuning.cost import cost_of
     from voxdino.finetuning.recipes import RECIPES
 
     rows = []
-    for name, what in entries.items():
-        told = (RECIPES[name].__doc__ or "").split("Take it", 1)[1].split("\n\n")[0]
-        when = " ".join(told.split()).split(". ")[0].split(": ")[0].strip(" .,")
+    for name, recipe in RECIPES.items():
+        told = (recipe.__doc__ or "").split("Take it", 1)[1].split("\n\n")[0]
+        when = re.split("[.:;] ", " ".join(told.split()))[0].strip(" .,")
+        row: dict[str, Any] = {"name": name, "what": _first_line(recipe), "take_it": when}
+        config = recipe()
         try:
-            cost = cost_of(RECIPES[name](), device="cuda")
-            trains, memory = f"{cost.num_trained / 1e6:.2f}", f"{cost.memory_bytes / 2**30:.1f}"
+            costs = [cost_of(stage, device="cuda") for stage in (config.first, config) if stage is not None]
+            row |= {"num_trained": [cost.num_trained for cost in costs]}
+            row |= {"memory_bytes": max(cost.memory_bytes for cost in costs), "missing": None}
         except ResourceError as error:
-            trains, memory = "?", str(error.fix)
-        rows.append((name, what, trains, memory, when))
+            row |= {"num_trained": None, "memory_bytes": None, "missing": error.fix}
+        rows.append(row)
+    return rows
+
+
+def _print_recipes() -> None:
+    rows = []
+    for row in _recipes():
+        trains, memory = "?", row["missing"]
+        if row["num_trained"] is not None:
+            trains = ", then ".join(f"{number / 1e6:.2f}" for number in row["num_trained"])
+            memory = f"{row['memory_bytes'] / 2**30:.1f}"
+        rows.append((row["name"], row["what"], trains, memory, row["take_it"]))
     print_table("recipes", ("name", "what it is", "trains (M)", "memory (GiB)", "take it"), rows)
     print(
         "With a DINOv3 ViT-S/16: weights that train, at the published widths (on a CPU decoders are narrower), and\n"

@@ -94,7 +94,7 @@ def run(
         num_workers=workers,
     )
     num_train = len(planned.splits[fold].train) if fold < len(planned.splits) else 0
-    recipe = choose(recipe, planned.fingerprint, planned.plan, num_train)
+    recipe = choose(recipe, planned.fingerprint, planned.plan, num_train, device)
     config = resolve_config(
         recipe, backbone=backbone, epochs=epochs, time_budget_s=budget_s, seed=seed, settings=settings
     )

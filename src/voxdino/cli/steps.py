@@ -22,7 +22,6 @@ from voxdino.preparation.memory import BackboneProbe
 from voxdino.preparation.plan import DEFAULT_BACKBONE, Plan, make_plan
 from voxdino.preparation.prepare import prepare
 from voxdino.preparation.splits import make_splits
-from voxdino.preparation.workers import available_memory
 
 if TYPE_CHECKING:  # torch stays out of the process that prepares
     from voxdino.finetuning.config import FinetuneConfig
@@ -170,13 +169,15 @@ def print_plan(planned: Planned) -> None:
     print(f"{'splits':<17} {len(planned.splits)} (training + validation cases): {sizes}")
 
 
-def choose(recipe: str, fingerprint: Fingerprint, plan: Plan, num_train: int) -> str:
-    """The recipe's name; for `auto` the one that suits the data set, with the reason on stderr."""
+def choose(recipe: str, fingerprint: Fingerprint, plan: Plan, num_train: int, device: str) -> str:
+    """The recipe's name; for `auto` the one that suits data set and device, with the reason on stderr."""
     if recipe != AUTO:
         return recipe
     from voxdino.finetuning.choose import choose_recipe
+    from voxdino.models.precision import free_memory, resolve_device
 
-    name, reason = choose_recipe(fingerprint, plan, num_train=num_train, memory_bytes=available_memory())
+    memory = free_memory(resolve_device(device))
+    name, reason = choose_recipe(fingerprint, plan, num_train=num_train, memory_bytes=memory)
     say(f"recipe {name}: {reason}")
     return name
 

@@ -1,5 +1,6 @@
 """How much memory there is, asked before a header's numbers are believed."""
 
+import os
 import resource
 from os import PathLike
 from pathlib import Path
@@ -34,7 +35,7 @@ def _free_of_machine() -> list[int]:
     for line in _text("/proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             return [int(line.split()[1]) * 1024]
-    return []
+    return [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]  # not Linux: all there is
 
 
 def _free_of_container() -> list[int]:

@@ -27,7 +27,8 @@ class Quotas(Record):
                 lesion of ten voxels comes as often as one of ten thousand (as does a slip of the annotator's pen).
 
     A pool of cached features has fixed crops: there both are shares of slices with and without foreground, and "lesion"
-    takes the records that hold a lesion drawn evenly.
+    takes the records that hold a lesion drawn evenly. Slabs of cached slices, which nearly always hold both, have no
+    share of empty ones.
     """
 
     foreground: float = Field(default=0.5, ge=0, le=1)

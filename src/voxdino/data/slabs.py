@@ -20,7 +20,7 @@ from voxdino.data.augment import AugmentConfig, change_intensity, draw_affine, s
 from voxdino.data.features import FeatureBatch
 from voxdino.data.sampling import CaseExtent, Draw, Quotas, Range, Slice, place_view
 from voxdino.data.store import IGNORED
-from voxdino.models.features import Features
+from voxdino.models.features import Features, slices_to_volume
 
 Place = tuple[int, int]  # view, index of the record
 
@@ -151,7 +151,7 @@ def _turn(slices: Float[Tensor, "S E h w"], affine: Float[Tensor, "B 3 4"]) -> F
         maps = slices.float()
     else:
         moves = affine
-        maps = slices.float().unflatten(0, (-1, num_slices)).transpose(1, 2).contiguous()  # (B, E, D, h, w)
+        maps = slices_to_volume(slices.float(), num_slices).contiguous()  # (B, E, D, h, w)
     grid = F.affine_grid(moves, [len(moves), 1, *maps.shape[2:]], align_corners=False)
     turned = F.grid_sample(maps, grid, padding_mode="border", align_corners=False)
     if turned.ndim == 5:

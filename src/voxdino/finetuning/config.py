@@ -49,7 +49,7 @@ class FinetuneConfig(TrainingConfig):
     magnification_scale: float = Field(default=1.0, gt=0)
     depth_adapter: int = Field(default=0, ge=0)
     detail: Literal["none", "slices", "volume"] = "none"
-    detail_width: int | None = Field(default=None, ge=4)
+    detail_width: int = Field(default=16, ge=4)
     slab: int | None = Field(default=None, ge=1)
     slices_at_once: int | None = Field(default=None, ge=1)
     blank_features: bool = False

@@ -226,8 +226,7 @@ class CachedExamples:
                 return batch
             numbers = range(step * size, (step + 1) * size)
             seeds = [sample_seed(setting.config.seed, 1, number, "", 0) for number in numbers]
-            spacing = (setting.plan.slice_spacing or 1.0, *(setting.plan.in_plane_spacing or (1.0, 1.0)))
-            return augment_slabs(batch, seeds=seeds, spacing=spacing, config=self._augmentation)
+            return augment_slabs(batch, seeds=seeds, spacing=setting.plan.voxel_size, config=self._augmentation)
 
         return _Prepared(ReadAhead(fetch, first=first, num_threads=setting.config.num_workers), prepare)
 

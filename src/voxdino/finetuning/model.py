@@ -66,7 +66,7 @@ def model_config(config: FinetuneConfig, plan: Plan, licence: str | None, device
         rope_rescale=config.rope_rescale,
         gradient_checkpointing=config.gradient_checkpointing,
         detail=config.detail,
-        detail_width=config.detail_width or (8 if device.type == "cpu" else 16),
+        detail_width=config.detail_width,
         depth_adapter=config.depth_adapter,
         slab=plan.slab,
         blank_features=config.blank_features,

@@ -124,7 +124,7 @@ def finetune(
     with lock_folder(run_folder), torch.random.fork_rng(devices=[]):
         sweep_temporary(run_folder)
         plan = effective_plan(config, Plan.read(workdir / "plan.json"))
-        loss = choose_loss(config.loss, plan.labels, ignore_index=IGNORED)  # refused before anything is computed
+        loss = choose_loss(config.loss, plan.labels, ignore_index=IGNORED, spacing=plan.voxel_size)  # refused early
         split = _drawn(read_split(workdir / "splits.json", fold), config)
         target = resolve_device(device)
         torch.manual_seed(config.seed)

@@ -144,9 +144,11 @@ class Segmenter(nn.Module):
         slices_at_once: bounds the memory; the result is the same. Default: as configured.
         """
         num_slices = image.shape[2] - 2 * self.inputs.context_slices
+        size = self.network_size((image.shape[3], image.shape[4]), magnify=magnify)
+        if self.config.blank_features:
+            return self._blank(image, len(image) * num_slices, size)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.cacheable):
             slices = self.inputs(image)
-            size = self.network_size((slices.shape[2], slices.shape[3]), magnify=magnify)
             if size != slices.shape[2:]:
                 shrinks = size[0] < slices.shape[2] or size[1] < slices.shape[3]
                 slices = F.interpolate(slices, size=size, mode="bilinear", antialias=shrinks)
@@ -157,10 +159,14 @@ class Segmenter(nn.Module):
                 num_slices=num_slices,
                 images_at_once=slices_at_once or self.config.slices_at_once,
             )
-        if not self.config.blank_features:
-            return features
-        maps = tuple(torch.zeros_like(one) for one in features.maps)
-        return Features(maps, torch.zeros_like(features.cls_token), features.patch_size)
+        return features
+
+    def _blank(self, image: Tensor, num_images: int, size: tuple[int, int]) -> Features:
+        """Zeros in the shape of features, at no cost."""
+        patch = self.backbone.patch_size
+        dims = self.backbone.embed_dims(self.taps)
+        maps = tuple(image.new_zeros(num_images, dim, size[0] // patch, size[1] // patch) for dim in dims)
+        return Features(maps, image.new_zeros(num_images, dims[-1]), (patch, patch))
 
     def decode(
         self, features: Features, shape: tuple[int, int, int], image: Float[Tensor, "B C D H W"] | None = None

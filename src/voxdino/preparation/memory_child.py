@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from voxdino.core.errors import ResourceError, VoxdinoError, WeightsError
+from voxdino.core.memory import available_memory
 from voxdino.core.records import nearest
-from voxdino.preparation.workers import available_memory
 
 _STEPS = {"cpu": (1, 2), "cuda": (2, 6)}  # batch sizes measured
 _MOST_PARAMETERS = 2_000_000_000

@@ -100,6 +100,11 @@ class Plan(Record):
         """Of the values; reasons do not count."""
         return digest_json(self.model_dump(mode="json", exclude={"reasons"}))
 
+    @property
+    def voxel_size(self) -> tuple[float, float, float]:
+        """(slice, row, column), in the data set's unit; 1 where it is not known."""
+        return (self.slice_spacing or 1.0, *(self.in_plane_spacing or (1.0, 1.0)))
+
     def preparation_digest(self) -> str:
         """Of the decisions that shape prepared cases: cases of equal digests need not be prepared again."""
         values = self.model_dump(mode="json", include=set(_PREPARED_BY))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from voxdino.core.errors import ImageError, ResourceError, VoxdinoError
+from voxdino.core.memory import available_memory
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -215,16 +216,3 @@ def available_cpus() -> int:
         if quota != "max":
             count = min(count, max(1, int(quota) // int(period)))
     return count
-
-
-def available_memory() -> int:
-    """Bytes that can still be taken: free memory of the machine or of the container, whichever is less."""
-    free = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    with suppress(OSError, ValueError, IndexError):
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-    with suppress(OSError, ValueError):
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        if limit != "max":
-            free.append(int(limit) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    return max(0, min(free))

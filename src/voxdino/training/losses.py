@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from inspect import signature
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -133,15 +135,21 @@ REGION_LOSSES: dict[str, Callable[..., Tensor]] = {  # for regions that may over
 }
 
 
-def choose_loss(name: str, labels: LabelSet, *, ignore_index: int) -> Loss:
+def choose_loss(
+    name: str, labels: LabelSet, *, ignore_index: int, spacing: tuple[float, float, float] | None = None
+) -> Loss:
     """The named loss for the outputs of a label set.
 
+    spacing: (slice, row, column) size of a voxel, for losses that measure distances; None: cubes.
     Errors: UsageError for an unknown name; ConfigError where the outputs are regions, which it is not for.
     """
     loss = look_up(LOSSES, name, kind="loss")
+    settings: dict[str, Any] = {"ignore_index": ignore_index}
+    if spacing is not None and "spacing" in signature(loss).parameters:
+        settings["spacing"] = tuple(size / min(spacing[1:]) for size in spacing)  # in voxels, as the loss is weighted
     if not labels.regions:
-        return partial(loss, ignore_index=ignore_index)
+        return partial(loss, **settings)
     if name not in REGION_LOSSES:
         fact = f"loss {name!r} is for exclusive classes; this data set's outputs are regions, which may overlap"
         raise ConfigError(fact, where="loss", fix=f"--set loss={'|'.join(REGION_LOSSES)}.")
-    return partial(REGION_LOSSES[name], ignore_index=ignore_index, members=labels.region_members())
+    return partial(REGION_LOSSES[name], **settings, members=labels.region_members())
