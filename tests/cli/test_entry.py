@@ -13,7 +13,8 @@ from voxdino.cli import main
 from voxdino.cli.faults import describe
 from voxdino.core.errors import ImageError, SafetyError
 
-COMMANDS = ["run", "check", "prepare", "finetune", "predict", "evaluate", "demo", "weights", "list", "doctor"]
+ROAD = ["run", "check", "prepare", "finetune", "predict", "evaluate"]
+COMMANDS = [*ROAD, "pool", "pretrain", "demo", "weights", "list", "doctor"]
 HEAVY = ["torch", "numpy", "nibabel", "blosc2", "SimpleITK", "matplotlib", "safetensors"]
 
 

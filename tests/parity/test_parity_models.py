@@ -8,9 +8,10 @@ from safetensors.torch import load_file, save_file
 
 from voxdino.models.reference import CASES as MODELS
 from voxdino.models.reference import check_reference_values
+from voxdino.pretraining.reference import CASES as PRETRAINING
 from voxdino.training.reference import CASES as LOSSES
 
-CASES = {**MODELS, **LOSSES}
+CASES = {**MODELS, **LOSSES, **PRETRAINING}
 REFERENCE = Path(__file__).parent / "reference-values"
 STORED = {
     "dinov3_vit_mlp",
@@ -26,6 +27,10 @@ STORED = {
     "meddinov3_decoder",
     "dinomed3d_stage2_head",
     "dinomed3d_loss",
+    "dino_loss",
+    "ibot_loss",
+    "koleo_loss",
+    "gram_loss",
 }
 TOLERANCES = {"dinomed3d_stage2_head": 1e-4}  # README of the reference values; 1e-5 for all others
 

@@ -11,8 +11,10 @@ from voxdino.cli.doctor import doctor
 from voxdino.cli.evaluate import evaluate
 from voxdino.cli.finetune import finetune
 from voxdino.cli.listing import list_names
+from voxdino.cli.pool import pool
 from voxdino.cli.predict import predict
 from voxdino.cli.prepare import prepare
+from voxdino.cli.pretrain import pretrain
 from voxdino.cli.run import run
 from voxdino.cli.weights import app as weights
 
@@ -37,6 +39,7 @@ def voxdino(
 
 
 ROAD = "The road of a case"
+PRETRAINING = "A backbone of your own"
 HELP = "Around it"
 app.command("run", rich_help_panel=ROAD)(run)
 app.command("check", rich_help_panel=ROAD)(check)
@@ -44,6 +47,8 @@ app.command("prepare", rich_help_panel=ROAD)(prepare)
 app.command("finetune", rich_help_panel=ROAD)(finetune)
 app.command("predict", rich_help_panel=ROAD)(predict)
 app.command("evaluate", rich_help_panel=ROAD)(evaluate)
+app.command("pool", rich_help_panel=PRETRAINING)(pool)
+app.command("pretrain", rich_help_panel=PRETRAINING)(pretrain)
 app.command("demo", rich_help_panel=HELP)(demo)
 app.add_typer(weights, name="weights", rich_help_panel=HELP)
 app.command("list", rich_help_panel=HELP)(list_names)

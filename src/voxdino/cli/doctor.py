@@ -51,9 +51,10 @@ def _compare(folder: Path, as_json: bool) -> None:
 
     from voxdino.core.errors import VoxdinoError
     from voxdino.models.reference import CASES, check_reference_values
+    from voxdino.pretraining.reference import CASES as CASES_OF_PRETRAINING
     from voxdino.training.reference import CASES as CASES_OF_LOSSES
 
-    results = check_reference_values(folder, {**CASES, **CASES_OF_LOSSES})
+    results = check_reference_values(folder, {**CASES, **CASES_OF_LOSSES, **CASES_OF_PRETRAINING})
     if as_json:
         print_json([asdict(result) for result in results])
     else:

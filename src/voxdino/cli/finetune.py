@@ -45,9 +45,9 @@ def finetune(
     from voxdino.cli.steps import choose, describe_config, resolve_config
     from voxdino.cli.values import finetune_settings, parse_time_budget, run_folder_of
     from voxdino.finetuning.run import finetune as adapt
-    from voxdino.finetuning.run import read_split
     from voxdino.preparation.fingerprint import Fingerprint
     from voxdino.preparation.plan import Plan
+    from voxdino.preparation.splits import read_split
 
     if not (workdir / "plan.json").is_file():
         fix = "voxdino prepare DATASET first, with the same --workdir."

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from voxdino.cli.options import JsonOption, SetOption
-from voxdino.cli.output import print_json, print_table, say
+from voxdino.cli.output import print_json, print_table, relative, say
 
 if TYPE_CHECKING:
     from voxdino.models.foreign import ImportedModel
 
-app = typer.Typer(help="Backbone weights: list, pull (the only command that uses the network), import, inspect.")
+app = typer.Typer(
+    help="Backbone weights: list, pull (the only command that uses the network), import, inspect, export."
+)
 
 FolderOption = Annotated[
     Path | None,
@@ -100,6 +102,34 @@ def inspect(file: FileArgument, set_: SetOption = None, json: JsonOption = False
         facts |= _model_facts(card.model)
     for key, value in facts.items():
         print(f"{key:<13} {value}")
+
+
+@app.command("export")
+def export(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name that `list` shows, or a weights file.")],
+    layout: Annotated[str, typer.Option("--layout", help="official, huggingface (transformers) or timm.")],
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="A new folder for weights and model card.")],
+    weights_folder: FolderOption = None,
+    set_: SetOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Write a backbone as other libraries read it, with a model card that says what it is and its licence."""
+    from voxdino.cli.values import parse_settings
+    from voxdino.models.export_layouts import export_backbone
+
+    settings = parse_settings(set_)
+    summary = export_backbone(name, out, layout, weights_folder=weights_folder, settings=settings)
+    if json:
+        print_json(summary.to_json())
+        return
+    print(f"{summary.name}  {summary.num_parameters / 1e6:.1f} M parameters, in the {layout} layout")
+    print(f"{relative(out)}: {', '.join(summary.files)}")
+    for note in summary.notes:
+        say(f"note: {note}")
+    if summary.settings:
+        told = " ".join(f"--set {quote(f'{key}={value}')}" for key, value in summary.settings.items())
+        say(f"note: the file does not say all of it; whoever imports it adds {told}")
+    say(f"licence {summary.licence}; models trained from these weights inherit it.")
 
 
 def _model_facts(model: "ImportedModel") -> dict[str, str]:

@@ -223,7 +223,7 @@ def change_intensity(image: Float[Tensor, "C Dk H W"], rng: Generator, config: A
     if chance[0] < config.blur:
         image = _blur(image, _between(config.blur_sigma_voxels, strength[0]))
     if chance[1] < config.low_resolution:
-        image = _coarsen(image, _between(config.low_resolution_range, strength[1]))
+        image = coarsen(image, _between(config.low_resolution_range, strength[1]))
     if chance[2] < config.noise:
         generator = torch.Generator(device=image.device).manual_seed(noise_seed)
         field = torch.randn(image.shape[1:], generator=generator, device=image.device)  # one field for all channels
@@ -259,7 +259,7 @@ def _blur(image: Float[Tensor, "C Dk H W"], sigma: float) -> Tensor:
     return flat.view(image.shape)
 
 
-def _coarsen(image: Float[Tensor, "C Dk H W"], factor: float) -> Tensor:
+def coarsen(image: Float[Tensor, "C Dk H W"], factor: float) -> Tensor:
     """Sample in plane at `factor` of the resolution and bring back: a thicker scanner grid."""
     size = [max(1, round(length * factor)) for length in image.shape[-2:]]
     coarse = F.interpolate(image, size=size, mode="nearest-exact")

@@ -13,7 +13,7 @@ from torch import Tensor
 import voxdino
 from voxdino.core.errors import CheckpointError, ConfigError, DatasetError, PlanError, StoppedError
 from voxdino.core.records import Record
-from voxdino.core.safe_files import digest_file, lock_folder, read_json, sweep_temporary
+from voxdino.core.safe_files import digest_file, lock_folder, sweep_temporary
 from voxdino.data.store import IGNORED, PREPARE_AGAIN, CaseStore
 from voxdino.finetuning.config import FinetuneConfig
 from voxdino.finetuning.examples import CachedExamples, ImageExamples, Setting
@@ -30,7 +30,7 @@ from voxdino.models.precision import autocast, resolve_device
 from voxdino.models.segmenter import Segmenter
 from voxdino.models.weights import WeightsCard, load_backbone
 from voxdino.preparation.plan import Plan
-from voxdino.preparation.splits import Split
+from voxdino.preparation.splits import Split, read_split
 from voxdino.training.checkpoint import flatten, read_state, require_same
 from voxdino.training.config import FREE_TO_CHANGE
 from voxdino.training.loop import Job, Outcome, train
@@ -65,6 +65,7 @@ class RunRecord(Record):
     """run.json: what was done, with what. No absolute path, no host name: runs are shared.
 
     num_parameters: "trained" and "all".
+    pretrained_on:  held-back cases that the backbone's pretraining has seen: their scores are not of unseen images.
     identity:       what must not change between the parts of the run, flat.
     outcome:        None while the run has not ended.
     """
@@ -74,6 +75,7 @@ class RunRecord(Record):
     split: Split
     backbone: dict[str, str | None]
     num_parameters: dict[str, int]
+    pretrained_on: tuple[str, ...] = ()
     device: str
     num_threads: int
     python: str
@@ -151,7 +153,8 @@ def finetune(
         elif resume == "require":
             raise _nothing_to_resume(run_folder)
 
-        record = _record(config, split, fold, card, segmenter, target, identity)
+        seen_before = _pretrained_on(store, split, card)
+        record = _record(config, split, fold, card, segmenter, target, identity, seen_before)
         record.write(path)
         plan.write(run_folder / "plan.json")
         setting = Setting(
@@ -167,6 +170,10 @@ def finetune(
         with stop_on_signals() as stop, show_progress(on_event) as listen:
             for line in initial.told() if initial else ():
                 listen(Event("note", line))
+            if seen_before:
+                told = f"{len(seen_before)} of {len(split.val)} held-back cases (first: {seen_before[0]})"
+                fix = "leave them out: voxdino pool --leave-out PATTERN"
+                listen(Event("note", f"{told} were in the pool that {card.name} was pretrained on; {fix}"))
             seen = card.file_digest + (initial.digest if initial and initial.backbone_changed else "")
             examples = _examples(setting, seen, workdir / "features", run_folder, stop, listen, started)
             if stop:
@@ -311,29 +318,6 @@ def _job(setting: Setting, examples: CachedExamples | ImageExamples, loss: Loss,
     )
 
 
-def read_split(path: Path, fold: int) -> Split:
-    """A fold of splits.json. Errors: DatasetError, ConfigError where there is none, or one side of it is empty."""
-    if not path.is_file():
-        raise DatasetError("no splits here.", where=path, fix=PREPARE_AGAIN)
-    splits = read_json(path)
-    if not isinstance(splits, list):
-        raise ConfigError("holds no list of folds.", where=path, fix=PREPARE_AGAIN)
-    if not 0 <= fold < len(splits):
-        raise ConfigError(
-            f"there is no fold {fold}; the splits have {len(splits)}",
-            where=path,
-            fix=f"choose one from 0 to {len(splits) - 1}.",
-        )
-    split = Split.from_json(splits[fold], where=path)
-    if not split.train or not split.val:
-        raise DatasetError(
-            f"fold {fold} has {len(split.train)} training and {len(split.val)} validation cases",
-            where=path,
-            fix="give each side at least one case.",
-        )
-    return split
-
-
 def _identity(
     workdir: Path,
     config: FinetuneConfig,
@@ -359,6 +343,14 @@ def _identity(
     )
 
 
+def _pretrained_on(store: CaseStore, split: Split, card: WeightsCard) -> tuple[str, ...]:
+    """Held-back cases of which a file was in the pool of the backbone's pretraining, bit by bit the same."""
+    if card.pretraining is None:
+        return ()
+    holds = card.pretraining.holds
+    return tuple(case for case in split.val if any(map(holds, store.record(case).source_digests.values())))
+
+
 def _record(
     config: FinetuneConfig,
     split: Split,
@@ -367,6 +359,7 @@ def _record(
     segmenter: Segmenter,
     device: torch.device,
     identity: dict[str, Any],
+    pretrained_on: tuple[str, ...],
 ) -> RunRecord:
     """run.json but for the outcome."""
     parameters = trainable(segmenter)
@@ -380,6 +373,7 @@ def _record(
             "trained": sum(parameter.numel() for parameter in parameters.values()),
             "all": sum(parameter.numel() for parameter in segmenter.parameters()),
         },
+        pretrained_on=pretrained_on,
         device=device.type,
         num_threads=torch.get_num_threads(),
         python=platform.python_version(),

@@ -115,6 +115,8 @@ def _unwrap_teacher(tensors: Tensors) -> tuple[Tensors, bool, list[str]]:
 def _recognise(tensors: Tensors, where: str | PathLike[str] | None) -> str:
     if "embeddings.patch_embeddings.weight" in tensors:
         return "Hugging Face DINOv3"
+    if "embeddings.patch_embeddings.projection.weight" in tensors:
+        return "Hugging Face DINOv2"
     if any(key.endswith(".gamma_1") for key in tensors):
         return "timm DINOv3"
     if "rope_embed.periods" in tensors or "storage_tokens" in tensors:
@@ -199,16 +201,41 @@ def _hugging_face_dinov3(tensors: Tensors, config: dict[str, Any]) -> _Draft:
     mask = draft.tensors.get("mask_token")
     if mask is not None and mask.ndim == 3:
         draft.tensors["mask_token"] = mask[0]
-    draft.known = {
-        ours: config[theirs]
-        for ours, theirs in (
-            ("num_heads", "num_attention_heads"),
-            ("norm_eps", "layer_norm_eps"),
-            ("rope_base", "rope_theta"),
-        )
-        if theirs in config
-    }
+    draft.known = _known_of_hub(config)
     return draft
+
+
+def _hugging_face_dinov2(tensors: Tensors, config: dict[str, Any]) -> _Draft:
+    renamed = _rename(
+        tensors,
+        [
+            (r"^embeddings\.(cls_token|mask_token)$", r"\1"),
+            (r"^embeddings\.register_tokens$", "storage_tokens"),
+            (r"^embeddings\.position_embeddings$", "pos_embed"),
+            (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+            (r"^encoder\.layer\.", "blocks."),
+            (r"\.attention\.output\.dense\.", ".attn.proj."),
+            (r"\.attention\.attention\.(query|key|value)\.", r".attn.\1."),
+            (r"\.layer_scale([12])\.lambda1$", r".ls\1.gamma"),
+            (r"\.mlp\.weights_in\.", ".mlp.w12."),
+            (r"\.mlp\.weights_out\.", ".mlp.w3."),
+            (r"^layernorm\.", "norm."),
+        ],
+    )
+    draft = _Draft(_split_gates(renamed, "w12", "w3"), _known_of_hub(config))
+    for stem in [key.removesuffix(".query.weight") for key in renamed if key.endswith(".attn.query.weight")]:
+        for kind in ("weight", "bias"):
+            names = [f"{stem}.{part}.{kind}" for part in ("query", "key", "value")]
+            if all(name in draft.tensors for name in names):
+                draft.tensors[f"{stem}.qkv.{kind}"] = torch.cat([draft.tensors.pop(name) for name in names])
+    _add_mask_token(draft)
+    return draft
+
+
+def _known_of_hub(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config.json of transformers says and shapes do not."""
+    names = {"num_heads": "num_attention_heads", "norm_eps": "layer_norm_eps", "rope_base": "rope_theta"}
+    return {ours: config[theirs] for ours, theirs in names.items() if theirs in config}
 
 
 _TRANSLATE: dict[str, Callable[[Tensors, dict[str, Any]], _Draft]] = {
@@ -217,6 +244,7 @@ _TRANSLATE: dict[str, Callable[[Tensors, dict[str, Any]], _Draft]] = {
     "timm DINOv3": _timm_dinov3,
     "timm DINOv2": _timm_dinov2,
     "Hugging Face DINOv3": _hugging_face_dinov3,
+    "Hugging Face DINOv2": _hugging_face_dinov2,
 }
 
 

@@ -59,6 +59,7 @@ def _dinov2(dim: int, depth: int, num_heads: int, ffn_hidden: int, *, registers:
 
 # The published families (dossier 5.1), a small one for demonstrations and tests, and none at all.
 BACKBONES: dict[str, BackboneConfig] = {
+    "voxdino_tiny": _dinov3(192, 12, 3, 768),
     "dinov3_vits16": _dinov3(384, 12, 6, 1536),
     "dinov3_vits16plus": _dinov3(384, 12, 6, 1536, swiglu=True),
     "dinov3_vitb16": _dinov3(768, 12, 12, 3072),

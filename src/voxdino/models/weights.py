@@ -1,9 +1,11 @@
 """Backbones from their sources: loaded completely or refused, imported into a folder with a card beside each."""
 
+import base64
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections.abc import Iterable, Mapping
 from os import PathLike, environ, fspath
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -44,6 +46,34 @@ _GENERIC_STEMS = {"model", "pytorch_model", "teacher_checkpoint", "checkpoint", 
 _AGAIN = "download or copy it again."
 
 
+class PretrainingFacts(Record):
+    """Where weights of our own pretraining come from.
+
+    start:   the weights it started from, by name.
+    sources: images by source: {"name": {"cases": 200, "slices": 7100}}.
+    seen:    of every file that was in the pool, the first 6 bytes of its SHA-256, sorted and joined, in base64: enough
+             to tell a test case that was trained on, and nothing about it else.
+    """
+
+    recipe: str
+    start: str
+    num_steps: int
+    pool_digest: str
+    sources: dict[str, dict[str, int]]
+    seen: str
+
+    def holds(self, digest: str) -> bool:
+        """Whether the file with this SHA-256 (hexadecimal) was in the pool."""
+        joined, wanted = base64.b64decode(self.seen), bytes.fromhex(digest[:12])
+        place = bisect_left(range(len(joined) // 6), wanted, key=lambda row: joined[6 * row : 6 * row + 6])
+        return joined[6 * place : 6 * place + 6] == wanted
+
+
+def pack_seen(digests: Iterable[str]) -> str:
+    """`PretrainingFacts.seen` of SHA-256 digests."""
+    return base64.b64encode(b"".join(sorted({bytes.fromhex(digest[:12]) for digest in digests}))).decode()
+
+
 class WeightsCard(Record):
     """What is known of a backbone's weights; `<name>.json` beside `<name>.safetensors`, and part of every model.
 
@@ -52,6 +82,7 @@ class WeightsCard(Record):
     file_digest:   SHA-256 of the file the weights are in now; source_digest: of the file they came from.
     licence_shown: the licence was printed once already.
     model:         where the file holds a whole model of other authors: what it is. The rest is about its backbone.
+    pretraining:   of weights that voxdino itself pretrained.
     """
 
     name: str
@@ -64,6 +95,7 @@ class WeightsCard(Record):
     num_parameters: int
     notes: tuple[str, ...] = ()
     model: ImportedModel | None = None
+    pretraining: PretrainingFacts | None = None
     licence_shown: bool = False
     format_version: int = 1
 
@@ -179,6 +211,17 @@ def import_weights(
         card = card.model_copy(update={"file_digest": digest_file(target)})
         card.write(_card_path(weights_folder, name))
     return card
+
+
+def write_backbone(path: Path, tensors: Mapping[str, Tensor], card: WeightsCard) -> WeightsCard:
+    """One plain file that `load_backbone` takes, replaced at once and never half; its card, which it holds inside.
+
+    Errors: ResourceError when it cannot be written.
+    """
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with write_atomic(path) as temporary:
+        save_file(state, temporary, metadata={"format": "pt", _CARD_KEY: card.model_dump_json()})
+    return card.model_copy(update={"file_digest": digest_file(path)})
 
 
 def pull_weights(

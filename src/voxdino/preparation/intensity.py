@@ -106,7 +106,7 @@ def choose_channels(fingerprint: Fingerprint, input_builder: str) -> tuple[tuple
         return _windows(), "CT windows in HU: soft tissue, lung, bone; each scaled so that it looks like a grey photo."
     channels, reasons = [], []
     for source, name in enumerate(names):
-        if _CT_NAME.search(name) and fingerprint.foreground:
+        if names_ct(name) and fingerprint.foreground:
             facts = fingerprint.foreground[source]
             channels.append(
                 ChannelPolicy(
@@ -128,6 +128,11 @@ def choose_channels(fingerprint: Fingerprint, input_builder: str) -> tuple[tuple
             channels.append(ChannelPolicy(name=name, source=source, kind="mr"))
             reasons.append(f"'{name}' has no fixed scale: each case is clipped to its own percentiles and z-scored.")
     return tuple(channels), " ".join(reasons)
+
+
+def names_ct(channel: str) -> bool:
+    """Whether a channel's name says computed tomography: "CT", "cta", "CT_venous"."""
+    return _CT_NAME.search(channel) is not None
 
 
 def is_photo(fingerprint: Fingerprint) -> bool:

@@ -1,12 +1,16 @@
 """Folds: who is trained on and who is held back. Seeded, groups never torn apart, given splits respected."""
 
 import random
+from pathlib import Path
 
-from voxdino.core.errors import DatasetError
+from voxdino.core.errors import ConfigError, DatasetError
 from voxdino.core.records import nearest
+from voxdino.core.safe_files import read_json
 from voxdino.preparation.case import Case, Dataset, Split
 
-__all__ = ["Split", "make_splits"]
+__all__ = ["Split", "make_splits", "read_split"]
+
+_PREPARE_AGAIN = "run `voxdino prepare DATASET` again."
 
 
 def make_splits(dataset: Dataset, num_folds: int = 5, seed: int = 0) -> tuple[Split, ...]:
@@ -43,6 +47,29 @@ def make_splits(dataset: Dataset, num_folds: int = 5, seed: int = 0) -> tuple[Sp
         Split(train=tuple(i for i in everyone if i not in held_back), val=tuple(sorted(held_back)))
         for held_back in map(set, folds)
     )
+
+
+def read_split(path: Path, fold: int) -> Split:
+    """A fold of splits.json. Errors: DatasetError, ConfigError where there is none, or one side of it is empty."""
+    if not path.is_file():
+        raise DatasetError("no splits here.", where=path, fix=_PREPARE_AGAIN)
+    splits = read_json(path)
+    if not isinstance(splits, list):
+        raise ConfigError("holds no list of folds.", where=path, fix=_PREPARE_AGAIN)
+    if not 0 <= fold < len(splits):
+        raise ConfigError(
+            f"there is no fold {fold}; the splits have {len(splits)}",
+            where=path,
+            fix=f"choose one from 0 to {len(splits) - 1}.",
+        )
+    split = Split.from_json(splits[fold], where=path)
+    if not split.train or not split.val:
+        raise DatasetError(
+            f"fold {fold} has {len(split.train)} training and {len(split.val)} validation cases",
+            where=path,
+            fix="give each side at least one case.",
+        )
+    return split
 
 
 def _group(case: Case) -> str:

@@ -151,7 +151,7 @@ def train(
             with autocast(device, amp):
                 logits = job.predict(batch)
             loss = job.loss(logits, batch.label)
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             norm = nn.utils.clip_grad_norm_(parameters.values(), config.grad_clip, foreach=True)
             loss_value, norm_value = torch.stack([loss.detach(), norm]).tolist()  # the step's one wait for the device
             good = abs(loss_value) < float("inf") and norm_value < float("inf")  # false for NaN too

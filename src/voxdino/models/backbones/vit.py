@@ -191,11 +191,20 @@ class ViT(Backbone):
         """The mask token and the norm of self-supervised training."""
         return (self.mask_token, *(() if self.local_cls_norm is None else self.local_cls_norm.parameters()))
 
-    def tokens(self, images: Float[Tensor, "B P H W"], *, masks: Bool[Tensor, "B N"] | None = None) -> Tokens:
-        """Class token, registers and patches (row by row) after the final norm."""
+    def tokens(
+        self, images: Float[Tensor, "B P H W"], *, masks: Bool[Tensor, "B N"] | None = None, local: bool = False
+    ) -> Tokens:
+        """Class token, registers and patches (row by row) after the final norm.
+
+        local: small crops of self-supervised training, whose class token has a norm of its own in some backbones
+               (`local_cls_norm`; while training only).
+        """
         last = self.depth - 1
-        x = self.norm(self._run_blocks(images, self._grid(images), masks, keep={last})[last])
+        raw = self._run_blocks(images, self._grid(images), masks, keep={last})[last]
+        x = self.norm(raw)
         cls, registers, patches = x.split((1, self.config.num_registers, x.shape[1] - 1 - self.config.num_registers), 1)
+        if local and self.training and self.local_cls_norm is not None:
+            cls = self.local_cls_norm(raw[:, :1])
         return Tokens(cls[:, 0], registers, patches)
 
     @torch.no_grad()

@@ -1,0 +1,83 @@
+"""`voxdino pool`: any images, labelled or not, as slices to pretrain on."""
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from voxdino.cli.options import DEFAULT_WORKDIR, JsonOption, SetOption, WorkdirOption, WorkersOption
+from voxdino.cli.output import counting, end, relative
+
+
+def pool(
+    sources: Annotated[
+        list[str], typer.Argument(help="Data sets, folders or files; NAME=PATH names one.", show_default=False)
+    ],
+    workdir: WorkdirOption = DEFAULT_WORKDIR,
+    weight: Annotated[
+        list[str] | None, typer.Option("--weight", metavar="NAME=NUMBER", help="Draw the slices of a source so often.")
+    ] = None,
+    leave_out: Annotated[
+        list[str] | None, typer.Option("--leave-out", metavar="PATTERN", help="Cases to keep out: those of a test.")
+    ] = None,
+    modality: Annotated[
+        str, typer.Option("--modality", help="auto, ct (values are Hounsfield units) or other.")
+    ] = "auto",
+    set_: SetOption = None,
+    workers: WorkersOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Make a pool of slices of any mix of scans and pictures; labels are not read. Run it again to go on."""
+    from voxdino.cli.values import parse_settings
+    from voxdino.core.errors import PartialError, UsageError
+    from voxdino.pretraining.pool import Pool, PoolConfig, PoolSource, build_pool
+
+    weights = parse_settings(weight)
+    named = [_named(text) for text in sources]
+    strange = [name for name in weights if name not in dict(named)]
+    if strange:
+        known = ", ".join(name for name, _ in named)
+        raise UsageError(f"no source is called {strange[0]!r}.", where="--weight", fix=f"there are: {known}.")
+    given = [
+        PoolSource.from_json(
+            {
+                "name": name,
+                "path": path,
+                "modality": modality,
+                "leave_out": leave_out or [],
+                **({"weight": float(weights[name])} if name in weights else {}),
+            },
+            where=path,
+        )
+        for name, path in named
+    ]
+    config = PoolConfig().with_settings(parse_settings(set_))
+    partly: PartialError | None = None
+    try:
+        with counting("reading") as on_progress:
+            build_pool(given, workdir, config, num_workers=workers, on_progress=on_progress)
+    except PartialError as error:
+        partly = error
+    made = Pool(workdir / "pool")
+    facts = [source.to_json() for source in made.facts.sources]
+    if not json:
+        for source in made.facts.sources:
+            told = f"{source.name:<24} {source.num_cases:>7} cases {source.num_slices:>9} slices"
+            left = {"twice": source.num_duplicates, "empty": source.num_empty, "set aside": len(source.set_aside)}
+            others = ", ".join(f"{number} {what}" for what, number in left.items() if number)
+            print(told + (f"  ({others})" if others else ""))
+            for note in source.notes:
+                print(f"  {note}")
+        print(f"{len(made)} slices in {relative(workdir / 'pool')}")
+        print(f"next: voxdino pretrain --workdir {relative(workdir)}")
+    end({"workdir": str(workdir), "num_slices": len(made), "sources": facts}, partly, as_json=json)
+
+
+def _named(text: str) -> tuple[str, str]:
+    """(name, path) of "NAME=PATH", or of a path whose last part is the name."""
+    name, equals, path = text.partition("=")
+    if equals and re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        return name, path
+    stem = re.sub(r"[^A-Za-z0-9_-]+", "-", Path(text).resolve().name).strip("-_")
+    return (stem or "images")[:64], text

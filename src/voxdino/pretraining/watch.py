@@ -1,0 +1,95 @@
+"""What is looked at while a pretraining runs: features of fixed images, probes of labelled ones, alarms."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from voxdino.models.backbones.vit import ViT
+from voxdino.pretraining.alarms import Alarms
+from voxdino.pretraining.pictures import draw_pca, draw_similarity
+from voxdino.pretraining.pool import Pool
+from voxdino.pretraining.probes import ClassificationSet, class_probe, effective_rank, feature_spread, patch_probe
+
+NUM_IMAGES = 64
+NUM_SHOWN = 6
+SIDE = 224
+AT_ONCE = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Probes:
+    """Labelled data that tell how good features are.
+
+    pictures: a set of classified pictures; num_pictures: of it, to train on and to test on, at most.
+    workdir:  prepared labelled cases, of which `fold` is held back.
+    """
+
+    pictures: ClassificationSet | None = None
+    num_pictures: int = 1000
+    workdir: Path | None = None
+    fold: int = 0
+
+
+@dataclass(eq=False)
+class Watch:
+    """images: fixed ones of the pool, (n, 3, SIDE, SIDE), evenly spread over it."""
+
+    images: Float[Tensor, "n P H W"]
+    probes: Probes
+    alarms: Alarms
+    seen: dict[str, float] = field(default_factory=dict)
+
+    @classmethod
+    def of_pool(cls, pool: Pool, patch_size: int, num_prototypes: int, probes: Probes | None = None) -> "Watch":
+        side = max(1, round(SIDE / patch_size)) * patch_size
+        places = np.linspace(0, len(pool) - 1, min(NUM_IMAGES, len(pool))).round().astype(int)
+        images = torch.stack([_squared(torch.from_numpy(pool.read(int(place)).image), side) for place in places])
+        return cls(images, probes or Probes(), Alarms({"class": num_prototypes}))
+
+    def look(self, backbone: ViT, step: int, folder: Path, device: torch.device) -> dict[str, float]:
+        """Numbers of a backbone in eval mode; its pictures go to `folder`."""
+        with torch.inference_mode():
+            parts = [backbone.tokens(part.to(device)) for part in self.images.split(AT_ONCE)]
+        cls = torch.cat([part.cls for part in parts]).float().cpu()
+        patches = torch.cat([part.patches.flatten(0, 1)[::7] for part in parts]).float().cpu()
+        row = {"rank": effective_rank(cls), "spread": feature_spread(cls), "patch_rank": effective_rank(patches)}
+        if self.probes.pictures is not None:
+            most = self.probes.num_pictures
+            found = class_probe(self.probes.pictures, backbone, num_train=most, num_test=most)
+            row |= {"knn": found.knn, "linear": found.linear}
+        if self.probes.workdir is not None:
+            row["patch_dice"] = patch_probe(self.probes.workdir, backbone, fold=self.probes.fold).dice
+        shown = self.images[:: max(1, len(self.images) // NUM_SHOWN)][:NUM_SHOWN].to(device)
+        middle = (shown.shape[2] // 2, shown.shape[3] // 2)
+        draw_pca(backbone, shown, folder / f"pca-{step:08d}.png")
+        draw_similarity(backbone, shown, [middle], folder / f"similarity-{step:08d}.png")
+        self.seen = row
+        return {name: round(value, 6) for name, value in row.items()}
+
+    def judge(self, step: int, terms: Mapping[str, float]) -> list[str]:
+        """What there is to say about the numbers of a step, and of the last look."""
+        losses = {name: value for name, value in terms.items() if name not in ("grad_norm", "target_entropy")}
+        entropies = {"class": terms["target_entropy"]} if "target_entropy" in terms else {}
+        seen, self.seen = self.seen, {}
+        alarms = self.alarms.update(
+            step,
+            losses=losses,
+            entropies=entropies,
+            rank=seen.get("rank"),
+            spread=seen.get("spread"),
+            gradient_norm=terms["grad_norm"],
+        )
+        return [str(alarm) for alarm in alarms]
+
+
+def _squared(image: Float[Tensor, "C D H W"], side: int) -> Float[Tensor, "P S S"]:
+    """The middle slice on a square, as three planes."""
+    planes = image[:, image.shape[1] // 2]
+    planes = planes if len(planes) == 3 else planes[:1].expand(3, -1, -1)
+    return F.interpolate(planes[None], size=(side, side), mode="bilinear", antialias=True)[0]

@@ -1,0 +1,169 @@
+"""Pretraining as a whole: stages follow each other, a stopped run goes on bit for bit, its result is a backbone."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from small_pretraining import distillation, gram, pretraining, self_distillation
+
+from voxdino.core.errors import CheckpointError, ConfigError, DatasetError, DivergedError, PartialError, StoppedError
+from voxdino.core.safe_files import digest_file
+from voxdino.models.weights import load_backbone
+from voxdino.pretraining import step as step_module
+from voxdino.pretraining.run import TEACHER, pretrain
+from voxdino.pretraining.schedules import constant
+
+STAGES = {
+    "three stages": (
+        self_distillation("adapt", accumulate=2),
+        gram(gram_refresh=2),
+        self_distillation("highres", gram_weight=constant(1.5), gram_teacher="kept"),
+    ),
+    "distilled, then adapted": (distillation(accumulate=2), self_distillation("adapt")),
+}
+
+
+def run(workdir, config, name, listen=lambda event: None, **settings):
+    return pretrain(workdir, config, run_folder=workdir / name, device="cpu", on_event=listen, **settings)
+
+
+def interrupt_at(step):
+    def listen(event):
+        if event.kind == "step" and event.done == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    return listen
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_run_stopped_anywhere_goes_on_to_the_same_bits(workdir, name):
+    config = pretraining(*STAGES[name])
+    num_steps = sum(stage.num_steps for stage in config.stages)
+    assert run(workdir, config, "whole").num_steps == num_steps
+    for step in (2, 3, 5):  # in a stage, at the end of one, in the next
+        with pytest.raises(StoppedError):
+            run(workdir, config, "parts", interrupt_at(step))
+    run(workdir, config.model_copy(update={"num_workers": 2}), "parts")
+    whole, parts = (load_file(workdir / part / TEACHER) for part in ("whole", "parts"))
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    assert rows(workdir / "whole") == rows(workdir / "parts")
+    assert run(workdir, config, "whole").was_finished
+
+
+def test_the_result_is_a_backbone_that_learned(workdir):
+    run(workdir, pretraining(self_distillation("adapt")), "run")
+    before, start = load_backbone("random:tiny")
+    after, card = load_backbone(workdir / "run" / TEACHER)
+    assert card.licence == start.licence and card.pretraining.start == start.name
+    assert card.pretraining.num_steps == 3 and card.pretraining.sources == {"blocks": {"cases": 3, "slices": 18}}
+    moved = [name for name, value in after.state_dict().items() if not torch.equal(value, before.state_dict()[name])]
+    assert {"cls_token", "mask_token", "norm.weight", "patch_embed.proj.weight"} <= set(moved)
+    assert torch.isfinite(after(torch.randn(1, 3, 32, 32)).cls_token).all()
+
+
+def test_the_card_knows_which_files_were_seen(workdir, pool_folder):
+    run(workdir, pretraining(self_distillation("adapt")), "run")
+    facts = load_backbone(workdir / "run" / TEACHER)[1].pretraining
+    seen = [digest_file(path) for path in (pool_folder.parent / "data").glob("*.nii.gz")]
+    assert len(seen) == 3 and all(facts.holds(digest) for digest in seen)
+    assert not facts.holds("0" * 64) and not facts.holds("f" * 64)
+
+
+def test_portions_keep_the_meaning_of_the_batch(workdir):
+    """Without KoLeo, whose neighbours lie within a portion, and without anything random in the network."""
+    plain = {"koleo_weight": 0.0, "drop_path": 0.0, "rope_rescale": None}
+    for number in (1, 2):
+        run(workdir, pretraining(self_distillation("adapt", accumulate=number, **plain)), str(number))
+    one, two = (rows(workdir / name) for name in ("1", "2"))
+    for row, other in zip(one, two, strict=True):
+        for key in ("dino_global", "dino_local", "ibot", "grad_norm"):
+            assert row[key] == pytest.approx(other[key], rel=2e-4)
+
+
+def test_gram_anchoring_holds_the_patches(workdir):
+    fast = {"num_steps": 20, "teacher_momentum": constant(0.5), "learning_rate": constant(3e-3)}
+    free = pretraining(self_distillation("adapt", **fast))
+    anchored = pretraining(self_distillation("gram", gram_weight=constant(100.0), **fast))
+    terms = {}
+    for name, config in (("free", free), ("anchored", anchored)):
+        run(workdir, config, name)
+        terms[name] = load_backbone(workdir / name / TEACHER)[0]
+    start = load_backbone("random:tiny")[0]
+    images = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    drift = {}
+    for name, backbone in terms.items():
+        with torch.no_grad():
+            own, old = (torch.nn.functional.normalize(one.tokens(images).patches, dim=-1) for one in (backbone, start))
+        drift[name] = float((own @ own.mT - old @ old.mT).square().mean())
+    assert drift["anchored"] < 0.7 * drift["free"]
+
+
+def test_the_last_layers_of_the_heads_wait(workdir, monkeypatch):
+    seen = []
+    original = step_module.SelfDistillation._descend
+
+    def spy(self, step):
+        before = self.student.dino_head.last_layer.weight.detach().clone()
+        original(self, step)
+        seen.append(bool(torch.equal(before, self.student.dino_head.last_layer.weight)))
+
+    monkeypatch.setattr(step_module.SelfDistillation, "_descend", spy)
+    run(workdir, pretraining(self_distillation("adapt", frozen_last_layer=0.5, num_steps=4)), "run")
+    assert seen == [True, True, False, False]
+
+
+def test_not_a_number_leaves_everything_as_it_was_and_three_in_a_row_end_the_run(workdir, monkeypatch):
+    original = step_module.ibot_loss
+    calls = []
+
+    def broken(*args, **kwargs):
+        calls.append(1)
+        return original(*args, **kwargs) * (float("nan") if len(calls) in (2, 5, 6, 7) else 1.0)
+
+    monkeypatch.setattr(step_module, "ibot_loss", broken)
+    with pytest.raises(DivergedError, match="3 times in a row, at step 7"):
+        run(workdir, pretraining(self_distillation("adapt", num_steps=9)), "run")
+    assert [row.get("skipped", False) for row in rows(workdir / "run")] == [False, True, False, False, True, True, True]
+
+
+def test_leaving_off_in_time_says_so_and_the_same_call_goes_on(workdir):
+    config = pretraining(self_distillation("adapt"))
+    with pytest.raises(PartialError, match="left off in time at step 0"):
+        run(workdir, config, "run", stop_after_s=0.0)
+    assert run(workdir, config, "run").num_steps == 3
+
+
+def test_looking_does_not_change_the_run(workdir):
+    config = pretraining(self_distillation("adapt"))
+    run(workdir, config, "blind")
+    run(workdir, config.model_copy(update={"watch_every": 2}), "seeing")
+    blind, seeing = (load_file(workdir / name / TEACHER) for name in ("blind", "seeing"))
+    assert all(torch.equal(blind[key], seeing[key]) for key in blind)
+    watched = [row for row in rows(workdir / "seeing") if "watch" in row]
+    assert [row["step"] for row in watched] == [2, 3] and watched[0]["watch"]["rank"] > 1
+    assert (workdir / "seeing/pictures/pca-00000003.png").is_file()
+
+
+def test_what_does_not_fit_is_refused(workdir, tmp_path_factory):
+    config = pretraining(self_distillation("adapt"))
+    with pytest.raises(DatasetError, match="no finished pool"):
+        run(tmp_path_factory.mktemp("empty"), config, "run")
+    odd = self_distillation("adapt").model_copy(
+        update={"resolutions": (self_distillation("x").resolutions[0].model_copy(update={"global_size": 30}),)}
+    )
+    with pytest.raises(ConfigError, match="crops of 30 px do not fit"):
+        run(workdir, pretraining(odd), "run")
+    with pytest.raises(ConfigError, match="no vision transformer"):
+        run(workdir, config.model_copy(update={"backbone": "random:dinov3_convnext_tiny"}), "run")
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        run(workdir, config, "run", resume="require")
+    run(workdir, config, "run")
+    with pytest.raises(CheckpointError, match="seed was 0, is 1"):
+        run(workdir, config.model_copy(update={"seed": 1}), "run")
