@@ -284,7 +284,8 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
 def entropy(targets: Sequence[Targets]) -> Tensor:
     """Mean entropy of the teacher's class-token targets, in nats: near 0 or log K it tells nothing apart."""
     rows = torch.cat([one.dino.flatten(0, 1) for one in targets])
-    return torch.special.entr(rows).sum(1).mean()
+    mean: Tensor = torch.special.entr(rows).sum(1).mean()
+    return mean
 
 
 def mixed_seed(seed: int, *parts: Any) -> int:
