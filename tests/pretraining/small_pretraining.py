@@ -40,10 +40,10 @@ def pretraining(*stages, **changes):
     return PretrainConfig(stages=stages, **{**settings, **changes})
 
 
-def draw_pool(root):
+def draw_pool(root, first_index=0):
     """Three volumes of a block on noise in root/data, and their pool in root/work."""
     for index in range(3):
-        rng = np.random.default_rng(index)
+        rng = np.random.default_rng(first_index + index)
         array = rng.normal(100, 20, (1, 24, 20, 6)).astype(np.float32)
         array[0, 5 + index : 15, 4:12] += 100
         write_volume(root / f"data/{index}.nii.gz", Volume(array, Grid.from_spacing((24, 20, 6), (1.0, 1.0, 4.0))))

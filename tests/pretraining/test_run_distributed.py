@@ -16,7 +16,7 @@ from voxdino.pretraining.run import TEACHER, pretrain
 from voxdino.pretraining.schedules import constant
 
 SCRIPT = """
-import sys
+import os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
@@ -24,9 +24,13 @@ from voxdino.pretraining.config import PretrainConfig
 from voxdino.pretraining.run import pretrain
 
 folder, name = Path(sys.argv[1]), sys.argv[2]
-limit = float(sys.argv[3]) if len(sys.argv) > 3 else None
-pretrain(folder, PretrainConfig.read(folder / f"{name}.json"), run_folder=folder / name, device="cpu",
-         stop_after_s=limit, on_event=lambda event: None)
+last = int(sys.argv[3]) if len(sys.argv) > 3 else None
+
+def listen(event):
+    if event.kind == "step" and event.done == last:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+pretrain(folder, PretrainConfig.read(folder / f"{name}.json"), run_folder=folder / name, device="cpu", on_event=listen)
 """
 
 
@@ -67,12 +71,13 @@ def test_two_processes_learn_what_one_does(workdir):
     assert all((one[name] - two[name]).abs().max() < 1e-4 for name in one)
 
 
-def test_shared_out_weights_train_are_saved_and_go_on_to_one_plain_file(workdir):
-    config = pretraining(self_distillation("adapt", **CALM), gram(**CALM), parallel="fsdp")
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_several_processes_stop_together_and_go_on_to_one_plain_file(workdir, parallel):
+    config = pretraining(self_distillation("adapt", **CALM), gram(**CALM), parallel=parallel)
     status, told = torchrun(workdir, config, "whole")
     assert status == 0, told
-    assert torchrun(workdir, config, "parts", "0.0")[0] != 0  # left off before the first step, with a checkpoint
-    assert list((workdir / "parts/checkpoint").glob("shards-*"))
+    assert torchrun(workdir, config, "parts", "5")[0] != 0  # a signal to one of them, in the second stage
+    assert list((workdir / "parts/checkpoint").glob({"ddp": "step-*5", "fsdp": "shards-*5"}[parallel]))
     status, told = torchrun(workdir, config, "parts")
     assert status == 0, told
     whole, parts = (load_file(workdir / name / TEACHER) for name in ("whole", "parts"))

@@ -46,7 +46,7 @@ def pool(
                 "path": path,
                 "modality": modality,
                 "leave_out": leave_out or [],
-                **({"weight": float(weights[name])} if name in weights else {}),
+                **({"weight": _number(weights[name])} if name in weights else {}),
             },
             where=path,
         )
@@ -72,6 +72,15 @@ def pool(
         print(f"{len(made)} slices in {relative(workdir / 'pool')}")
         print(f"next: voxdino pretrain --workdir {relative(workdir)}")
     end({"workdir": str(workdir), "num_slices": len(made), "sources": facts}, partly, as_json=json)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        from voxdino.core.errors import UsageError
+
+        raise UsageError(f"{text!r} is no number.", where="--weight", fix="write --weight NAME=2.") from None
 
 
 def _named(text: str) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """`voxdino pretrain`: teach a backbone on a pool of slices, without labels."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -79,6 +80,8 @@ def pretrain(
         stop_after_s=parse_time_budget(stop_after),
         probes=probes,
     )
+    if int(os.environ.get("RANK", "0")):  # one of several processes tells
+        return
     weights = relative(run_folder / TEACHER)
     if not json:
         done = "had ended before" if summary.was_finished else f"in {format_seconds(summary.elapsed_s)}"

@@ -80,7 +80,7 @@ def _pretraining(facts: PretrainingFacts) -> str:
     )
     return (
         f"{told}\n\n{table}\n\nScores on test cases that were among them are not those of unseen cases; "
-        "`voxdino evaluate` warns of it."
+        "`voxdino finetune` warns of it."
     )
 
 

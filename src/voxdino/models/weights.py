@@ -49,14 +49,15 @@ _AGAIN = "download or copy it again."
 class PretrainingFacts(Record):
     """Where weights of our own pretraining come from.
 
-    start:   the weights it started from, by name.
-    sources: images by source: {"name": {"cases": 200, "slices": 7100}}.
-    seen:    of every file that was in the pool, the first 6 bytes of its SHA-256, sorted and joined, in base64: enough
-             to tell a test case that was trained on, and nothing about it else.
+    start:    the weights it started from, by name; teachers: those it learned to see as.
+    sources:  images by source: {"name": {"cases": 200, "slices": 7100}}; those of start and teachers too.
+    seen:     of every file that was in the pool, or in one of theirs, the first 6 bytes of its SHA-256, sorted and
+              joined, in base64: enough to tell a test case that was trained on, and nothing about it else.
     """
 
     recipe: str
     start: str
+    teachers: tuple[str, ...] = ()
     num_steps: int
     pool_digest: str
     sources: dict[str, dict[str, int]]
@@ -69,9 +70,13 @@ class PretrainingFacts(Record):
         return joined[6 * place : 6 * place + 6] == wanted
 
 
-def pack_seen(digests: Iterable[str]) -> str:
-    """`PretrainingFacts.seen` of SHA-256 digests."""
-    return base64.b64encode(b"".join(sorted({bytes.fromhex(digest[:12]) for digest in digests}))).decode()
+def pack_seen(digests: Iterable[str], earlier: Iterable[str] = ()) -> str:
+    """`PretrainingFacts.seen` of SHA-256 digests, and of what earlier pretrainings have seen."""
+    rows = {bytes.fromhex(digest[:12]) for digest in digests}
+    for packed in earlier:
+        joined = base64.b64decode(packed)
+        rows |= {joined[place : place + 6] for place in range(0, len(joined), 6)}
+    return base64.b64encode(b"".join(sorted(rows))).decode()
 
 
 class WeightsCard(Record):
@@ -213,15 +218,14 @@ def import_weights(
     return card
 
 
-def write_backbone(path: Path, tensors: Mapping[str, Tensor], card: WeightsCard) -> WeightsCard:
-    """One plain file that `load_backbone` takes, replaced at once and never half; its card, which it holds inside.
+def write_backbone(path: Path, tensors: Mapping[str, Tensor], card: WeightsCard) -> None:
+    """One plain file that `load_backbone` takes, replaced at once and never half, with its card inside.
 
     Errors: ResourceError when it cannot be written.
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with write_atomic(path) as temporary:
         save_file(state, temporary, metadata={"format": "pt", _CARD_KEY: card.model_dump_json()})
-    return card.model_copy(update={"file_digest": digest_file(path)})
 
 
 def pull_weights(

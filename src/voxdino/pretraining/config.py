@@ -60,7 +60,9 @@ class Stage(Record):
 class SelfDistillationStage(Stage):
     """DINO + iBOT + KoLeo, with Gram anchoring where it has a weight (dossier 5.7).
 
-    Over the portions of a step, Sinkhorn-Knopp sees all images, KoLeo the neighbours within a portion.
+    Over the portions of a step, Sinkhorn-Knopp sees all images, KoLeo the neighbours within a portion. (DINOv3 seeks
+    KoLeo's neighbours on each GPU, in its last stage in groups of 16; here among all processes: it does not matter then
+    how many there are.)
 
     scale_rate:        multiply the rate by 4 sqrt(batch_size / 1024), as DINOv3 does with the numbers it prints.
     layer_decay:       factor per block from the last one down; patch_rate: a further one for the patch embedding.
@@ -70,7 +72,7 @@ class SelfDistillationStage(Stage):
     gram_weight:       of the MEAN squared difference of similarities, not of the papers' squared norm.
     gram_teacher:      whose similarities are kept: "start", of the backbone that the stage starts from; "kept", of the
                        stage before where that had a Gram teacher, else "start"; or weights of an earlier backbone.
-    gram_refresh:      steps after which the running teacher takes over from it, again and again; None: never.
+    gram_refresh:      steps after which the running teacher takes over from it, `gram_refreshes` times; None: never.
     """
 
     kind: Literal["self_distillation"] = "self_distillation"
@@ -88,8 +90,15 @@ class SelfDistillationStage(Stage):
     gram_weight: Schedule = constant(0.0)
     gram_teacher: str = "start"
     gram_refresh: int | None = Field(default=None, ge=1)
+    gram_refreshes: int = Field(default=3, ge=0)
     masked_share: float = Field(default=0.5, ge=0, le=1)
     mask_ratios: tuple[float, float] = (0.1, 0.5)
+
+    def refreshes_gram(self, step: int) -> bool:
+        """Whether the Gram teacher changes before this step (0-based, of the stage)."""
+        if self.gram_refresh is None or step == 0 or step % self.gram_refresh:
+            return False
+        return step // self.gram_refresh <= self.gram_refreshes
 
     @property
     def has_gram(self) -> bool:
@@ -182,14 +191,14 @@ def adapt(num_steps: int = 100_000) -> SelfDistillationStage:
 def gram(num_steps: int = 10_000) -> SelfDistillationStage:
     """Stage 2, Gram anchoring: patch similarities are held at those of the backbone that stage 1 left behind.
 
-    Its teacher sees crops of twice the size. (DINOv3 starts it from an earlier checkpoint and lets the running teacher
-    take over every 10,000 steps; MedDINOv3 takes stage 1's end: `gram_teacher` and `gram_refresh` say which.)
+    Its teacher sees crops of twice the size. DINOv3 and MedDINOv3 take it from an earlier moment of stage 1 (dossier
+    2.4: 20,000 to 40,000 steps): say `gram_teacher`, a file that such a run has left; without one it is stage 1's end.
     """
     return SelfDistillationStage(
         name="gram",
         num_steps=num_steps,
         batch_size=512,
-        learning_rate=constant(5e-5),
+        learning_rate=rising(0.0, 5e-5, 0.03),  # the optimiser starts anew: it may not jump
         teacher_momentum=constant(0.999),
         local_weight=Schedule(start=1.0, peak=0.5, end=0.5, warmup=0.1),
         gram_weight=rising(0.0, 2.0, 0.1),

@@ -77,7 +77,7 @@ class Distillation:
         sums: dict[str, Tensor] = {}
         weights = {"class": stage.class_weight, "patch": stage.patch_weight, "gram": stage.gram_weight}
         for number, portion in enumerate(portions, 1):
-            with exchange(self._wrapped, number == len(portions)), autocast(self.world.device, self.amp):
+            with exchange(self._wrapped, number == len(portions)):
                 terms = self._terms(portion.views.globals)
                 total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
                 (total / len(portions)).backward()
@@ -100,11 +100,13 @@ class Distillation:
 
     def _terms(self, images: Float[Tensor, "B P H W"]) -> dict[str, Tensor]:
         """Averaged over the teachers."""
-        patches, classes, mapped = self._wrapped(images)
+        with autocast(self.world.device, self.amp):
+            patches, classes, mapped = self._wrapped(images)
         rows, columns = (side // self.pupil.backbone.patch_size for side in images.shape[2:])
         found: dict[str, list[Tensor]] = {"class": [], "patch": [], "gram": []}
         for teacher, own_class, own_patches in zip(self.teachers, classes, mapped, strict=True):
-            wanted_class, wanted = shown(teacher, images, (rows, columns))
+            with autocast(self.world.device, self.amp):
+                wanted_class, wanted = shown(teacher, images, (rows, columns))
             found["class"].append((1 - F.cosine_similarity(own_class.float(), wanted_class)).mean())
             found["patch"].append((1 - F.cosine_similarity(own_patches.float(), wanted, dim=-1)).mean())
             found["gram"].append(gram_loss(patches, wanted))

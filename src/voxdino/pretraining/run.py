@@ -1,10 +1,11 @@
 """A pretraining: a pool of slices and a backbone in; better weights, curves and the record of it out."""
 
+import copy
 import platform
-import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from voxdino.core.errors import CheckpointError, ConfigError, DivergedError, Par
 from voxdino.core.records import Record
 from voxdino.core.safe_files import lock_folder, sweep_temporary
 from voxdino.data.loader import ReadAhead
+from voxdino.models.backbones.base import Backbone
 from voxdino.models.backbones.vit import ViT
 from voxdino.models.weights import PretrainingFacts, WeightsCard, load_backbone, pack_seen, write_backbone
 from voxdino.pretraining.config import AnyStage, DistillationStage, PretrainConfig
@@ -34,6 +36,7 @@ from voxdino.training.tracking import Event, Listener, RunLog, show_progress
 TEACHER = "teacher.safetensors"
 MAX_BAD_STEPS = 3  # in a row
 DRAW_EVERY_S = 30.0
+SHOWN = ("dino_global", "ibot", "class", "patch")
 FREE_TO_CHANGE = frozenset({"checkpoint_every_s", "num_workers", "compile", "gradient_checkpointing", "watch_every"})
 
 
@@ -107,8 +110,9 @@ def pretrain(
         world.wait()
         pool = Pool(workdir / "pool")
         backbone, card = load_backbone(config.backbone, weights_folder=weights_folder)
-        vit = _require_fit(backbone, config, world)
-        identity = _identity(config, pool, card)
+        named = {name: load_backbone(name, weights_folder=weights_folder) for name in _named_weights(config)}
+        vit = _require_fit(backbone, config, world, {name: one for name, (one, _) in named.items()})
+        identity = _identity(config, pool, card, {name: one.file_digest for name, (_, one) in named.items()})
         path = run_folder / "run.json"
         if path.exists():
             previous = read_state(PretrainRecord, path, fix="delete it: the run then goes on from its checkpoint.")
@@ -122,12 +126,11 @@ def pretrain(
             record.write(path)
         stop = stack.enter_context(stop_on_signals())
         listen = stack.enter_context(show_progress(on_event) if world.is_main else nullcontext(_say_nothing))
-        run = _Run(config, run_folder, world, pool, vit, card, weights_folder, probes, listen)
+        run = _Run(config, run_folder, world, pool, vit, card, named, probes, identity, listen)
         summary = run.go_on(stop, started, stop_after_s)
         if world.is_main:
             ended = summary.model_copy(update={"run_folder": run_folder.name})
             record.model_copy(update={"outcome": ended}).write(path)
-            shutil.rmtree(run_folder / "checkpoint", ignore_errors=True)
         world.wait()
         return summary
 
@@ -143,12 +146,14 @@ class _Run:
         pool: Pool,
         backbone: ViT,
         card: WeightsCard,
-        weights_folder: Path | None,
+        named: Mapping[str, tuple[Backbone, WeightsCard]],
         probes: Probes | None,
+        identity: dict[str, Any],
         listen: Listener,
     ) -> None:
         self.config, self.folder, self.world, self.pool = config, folder, world, pool
-        self.backbone, self.card, self.weights_folder, self.listen = backbone, card, weights_folder, listen
+        self.backbone, self.card, self.named, self.listen = backbone, card, named, listen
+        self.identity = {**identity, "processes": world.size}
         self.patch_size = backbone.patch_size
         self.samples = Samples(pool, config, world)
         self.task: SelfDistillation | Distillation | None = None
@@ -163,6 +168,8 @@ class _Run:
         self._resume()
         before, last_saved, last_drawn = self.elapsed_s, time.monotonic(), -DRAW_EVERY_S
         assert self.task is not None
+        if self.config.watch_every and self.step == 0:
+            self._look()
         with ReadAhead(self._slices, first=self.step, num_threads=self.config.num_workers) as batches:
             while self.step < self.num_steps:
                 self.elapsed_s = before + time.monotonic() - started
@@ -190,7 +197,7 @@ class _Run:
                     self._draw()
                     last_drawn = time.monotonic()
         self.elapsed_s = before + time.monotonic() - started
-        self._write_teacher()
+        self._save()
         self._draw()
         spent = max(time.monotonic() - started, 1e-9)
         return PretrainSummary(
@@ -220,17 +227,13 @@ class _Run:
         """From the backbone that the stage before has made."""
         self.listen(Event("note", f"stage {stage.name}: {stage.num_steps} steps of {stage.batch_size} images"))
         if isinstance(stage, DistillationStage):
-            teachers = [load_backbone(name, weights_folder=self.weights_folder)[0] for name in stage.teachers]
+            teachers = [self.named[name][0] for name in stage.teachers]
             self.task = Distillation(self.config, stage, self._result(), teachers, self.world)
             return
         if not isinstance(self.task, SelfDistillation):
             self.task = SelfDistillation(self.config, self._result(), self.world)
-        anchor = None
-        if stage.has_gram and stage.gram_teacher not in ("start", "kept"):
-            anchor = _require_vit(
-                load_backbone(stage.gram_teacher, weights_folder=self.weights_folder)[0], "gram_teacher"
-            )
-        self.task.begin(stage, anchor)
+        anchor = self.named.get(_gram_teacher(self.config.stages, stage))
+        self.task.begin(stage, None if anchor is None else copy.deepcopy(_require_vit(anchor[0], "gram_teacher")))
 
     def _result(self) -> ViT:
         """The backbone as the run has made it, whole in every process; at first the one it starts from."""
@@ -244,10 +247,11 @@ class _Run:
         facts = self.saver.facts()
         if facts is None:
             self._begin(self.config.stages[0])
-            self.log.rewind(0, -1)
+            if self.world.is_main:
+                self.log.rewind(0, -1)
             return
-        require_same(facts["identity"], {"processes": self.world.size}, where=self.saver.folder)
-        self.step, self.num_skipped = facts["step"], facts["num_skipped"]
+        require_same(facts["identity"], self.identity, where=self.saver.folder)
+        self.step, self.num_skipped, self.num_bad = facts["step"], facts["num_skipped"], facts["num_bad"]
         self.elapsed_s = facts["elapsed_s"]
         self.watch.alarms.load_state(facts["alarms"])
         self._begin(self._place(max(self.step - 1, 0))[0])  # the stage whose optimiser was saved
@@ -255,13 +259,17 @@ class _Run:
         self.saver.load(self.task)
         if self.world.is_main:
             self.log.rewind(self.step, -1)
-        self.listen(Event("note", f"resumed at step {self.step}"))
+        threads, before = torch.get_num_threads(), facts["num_threads"]
+        other = "" if threads == before else f"; {before} threads before, {threads} now: not bit for bit the same"
+        self.listen(Event("note", f"resumed at step {self.step}{other}"))
 
     def _save(self) -> None:
         assert self.task is not None
         facts = {
-            "identity": {"processes": self.world.size},
+            "identity": self.identity,
             "num_skipped": self.num_skipped,
+            "num_bad": self.num_bad,
+            "num_threads": torch.get_num_threads(),
             "elapsed_s": self.elapsed_s,
             "alarms": self.watch.alarms.state(),
         }
@@ -286,9 +294,8 @@ class _Run:
             self.log.append(
                 {"step": self.step, "stage": stage.name, **finite, **({"skipped": True} if skipped else {})}
             )
-            for message in self.watch.judge(self.step, terms):
-                self.listen(Event("note", message))
-            shown = ", ".join(f"{name} {value:.3f}" for name, value in terms.items() if name in ("dino_global", "ibot"))
+            self._warn(self.watch.judge(self.step, terms))
+            shown = ", ".join(f"{name} {value:.3f}" for name, value in terms.items() if name in SHOWN)
             self.listen(Event("step", f"{stage.name}: {shown}", self.step, self.num_steps))
         if self.num_bad >= MAX_BAD_STEPS:
             raise DivergedError(
@@ -306,7 +313,13 @@ class _Run:
             self.log.append({"step": self.step, "watch": row})
             told = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
             self.listen(Event("note", f"step {self.step}: {told}"))
+            self._warn(self.watch.judge_look(self.step, row))
         self.world.wait()
+
+    def _warn(self, messages: Sequence[str]) -> None:
+        for message in messages:
+            self.log.append({"step": self.step, "alarm": message})
+            self.listen(Event("note", message))
 
     def _result_state(self) -> dict[str, Tensor]:
         assert self.task is not None
@@ -318,19 +331,13 @@ class _Run:
         tensors = self._result_state()
         if not self.world.is_main:
             return
-        pool, start = self.pool, self.card
-        facts = PretrainingFacts(
-            recipe=self.config.recipe,
-            start=start.name,
-            num_steps=self.step,
-            pool_digest=pool.digest(),
-            sources=pool.sources(),
-            seen=pack_seen(pool.digests()),
-        )
+        start = self.card
+        facts = self._origin.model_copy(update={"num_steps": self.step})
         card = start.model_copy(
             update={
                 "name": self.folder.name,
                 "layout": "voxdino",
+                "licence": _licence_of([start, *(card for _, card in self.named.values())]),
                 "source": f"pretrained by voxdino {voxdino.__version__} from {start.name}",
                 "file_digest": "",
                 "source_digest": start.file_digest,
@@ -343,12 +350,53 @@ class _Run:
         )
         write_backbone(self.folder / TEACHER, tensors, card)
 
+    @cached_property
+    def _origin(self) -> PretrainingFacts:
+        """All but the number of steps. What start and teachers have seen, this backbone has seen too."""
+        earlier = [card.pretraining for card in (self.card, *(card for _, card in self.named.values()))]
+        known = [facts for facts in earlier if facts is not None]
+        sources = {name: counts for facts in known for name, counts in facts.sources.items()}
+        return PretrainingFacts(
+            recipe=self.config.recipe,
+            start=self.card.name,
+            teachers=tuple(card.name for _, card in self.named.values()),
+            num_steps=0,
+            pool_digest=self.pool.digest(),
+            sources={**sources, **self.pool.sources()},
+            seen=pack_seen(self.pool.digests(), (facts.seen for facts in known)),
+        )
+
     def _draw(self) -> None:
         if self.world.is_main:
             draw_loss_curves(self.log.rows(), self.folder / "curves.png", title=self.folder.name)
 
 
-def _require_fit(backbone: Any, config: PretrainConfig, world: World) -> ViT:
+def _named_weights(config: PretrainConfig) -> list[str]:
+    """Of all teachers and Gram teachers, each once."""
+    names = [
+        *(name for stage in config.stages if isinstance(stage, DistillationStage) for name in stage.teachers),
+        *(_gram_teacher(config.stages, stage) for stage in config.stages),
+    ]
+    return [name for name in dict.fromkeys(names) if name not in ("", "start")]
+
+
+def _gram_teacher(stages: Sequence[AnyStage], stage: AnyStage) -> str:
+    """Whose similarities a stage keeps: "start", or weights; "" where it keeps none."""
+    if isinstance(stage, DistillationStage) or not stage.has_gram:
+        return ""
+    if stage.gram_teacher != "kept":
+        return stage.gram_teacher
+    before = stages[: next(place for place, one in enumerate(stages) if one is stage)]
+    return (_gram_teacher(before, before[-1]) if before else "") or "start"
+
+
+def _licence_of(cards: Sequence[WeightsCard]) -> str:
+    """All that is inherited; random weights have none."""
+    given = dict.fromkeys(card.licence for card in cards if not card.licence.startswith("none"))
+    return "; ".join(given) or cards[0].licence
+
+
+def _require_fit(backbone: Any, config: PretrainConfig, world: World, named: Mapping[str, Backbone]) -> ViT:
     """Errors: ConfigError for what cannot be pretrained so."""
     vit = _require_vit(backbone, "backbone")
     for stage in config.stages:
@@ -359,10 +407,21 @@ def _require_fit(backbone: Any, config: PretrainConfig, world: World) -> ViT:
                 fix=f"give a multiple of {world.size * stage.accumulate}.",
             )
         for size in stage.resolutions:
-            wrong = [side for side in (size.global_size, size.local_size) if side % vit.patch_size]
+            sides = [size.global_size, size.local_size]
+            if size.gram_size is not None and _gram_teacher(config.stages, stage):
+                sides.append(size.gram_size)
+                if size.gram_size < size.global_size:
+                    told = f"stage {stage.name}: the Gram teacher's crops of {size.gram_size} px"
+                    fix = "give at least as many, or null."
+                    raise ConfigError(f"{told} are smaller than the student's of {size.global_size}", fix=fix)
+            wrong = [side for side in sides if side % vit.patch_size]
             if wrong:
                 fix = f"give multiples of its patch of {vit.patch_size}."
                 raise ConfigError(f"stage {stage.name}: crops of {wrong[0]} px do not fit the backbone", fix=fix)
+        anchor = named.get(_gram_teacher(config.stages, stage))
+        if anchor is not None and _require_vit(anchor, "gram_teacher").config != vit.config:
+            fix = "give one that this backbone has been, at another time."
+            raise ConfigError("is of another architecture than the backbone", where="gram_teacher", fix=fix)
     return vit
 
 
@@ -373,13 +432,17 @@ def _require_vit(backbone: Any, where: str) -> ViT:
     return backbone
 
 
-def _identity(config: PretrainConfig, pool: Pool, card: WeightsCard) -> dict[str, Any]:
+def _identity(config: PretrainConfig, pool: Pool, card: WeightsCard, named: Mapping[str, str]) -> dict[str, Any]:
+    """What must not change between the parts of one run, flat; weights count by their content, wherever they lie."""
     other = {*FREE_TO_CHANGE, "backbone", "stages"}
     settings = {key: value for key, value in config.to_json().items() if key not in other}
+    stages = {
+        f"{number} {stage.name}": _named(stage, named.__getitem__) for number, stage in enumerate(config.stages, 1)
+    }
     return flatten(
         {
             **settings,
-            "stages": {f"{number} {stage.name}": stage.to_json() for number, stage in enumerate(config.stages, 1)},
+            "stages": stages,
             "backbone": card.file_digest,
             "pool": pool.digest(),
             "voxdino": voxdino.__version__,
@@ -388,11 +451,25 @@ def _identity(config: PretrainConfig, pool: Pool, card: WeightsCard) -> dict[str
     )
 
 
+def _named(stage: AnyStage, name: Callable[[str], str]) -> dict[str, Any]:
+    """A stage as JSON, the weights it names told by `name`: paths are of one machine."""
+    told: dict[str, Any] = stage.to_json()
+    if "teachers" in told:
+        told["teachers"] = [name(teacher) for teacher in told["teachers"]]
+    if told.get("gram_teacher") not in (None, "start", "kept"):
+        told["gram_teacher"] = name(told["gram_teacher"])
+    return told
+
+
 def _record(
     config: PretrainConfig, card: WeightsCard, pool: Pool, backbone: ViT, world: World, identity: dict[str, Any]
 ) -> PretrainRecord:
     return PretrainRecord(
-        config={**config.to_json(), "backbone": Path(config.backbone).name},  # no path of this machine
+        config={
+            **config.to_json(),
+            "backbone": Path(config.backbone).name,
+            "stages": [_named(stage, lambda name: Path(name).name) for stage in config.stages],
+        },
         backbone={"name": card.name, "licence": card.licence, "digest": card.file_digest},
         pool={"digest": pool.digest(), "num_slices": len(pool), "sources": pool.sources()},
         num_parameters=sum(parameter.numel() for parameter in backbone.parameters()),

@@ -29,7 +29,7 @@ class Saver:
     """`checkpoint/` of a run: complete or absent, checked before it is used.
 
     The first process writes; where tensors are shared out (FSDP), every process writes its shard, and the folder gets
-    its name when all have. Such a checkpoint is read by any number of processes.
+    its name when all have; the folder must be one that all of them see.
     """
 
     def __init__(self, folder: Path, world: World) -> None:

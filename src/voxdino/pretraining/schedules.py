@@ -1,7 +1,6 @@
 """Numbers that change over the steps of a stage: rates, decay, momentum, temperature, weights of losses."""
 
 import math
-from typing import NamedTuple
 
 from pydantic import Field
 
@@ -41,10 +40,3 @@ def constant(value: float) -> Schedule:
 def rising(start: float, peak: float, warmup: float) -> Schedule:
     """Straight to the peak, then constant."""
     return Schedule(start=start, peak=peak, end=peak, warmup=warmup)
-
-
-class Moment(NamedTuple):
-    """Where a stage is. step: 0-based."""
-
-    step: int
-    num_steps: int

@@ -53,6 +53,8 @@ class SelfDistillation:
         self.student = Network(backbone.requires_grad_(True), config.dino_head, config.ibot_head)
         self.student.backbone.gradient_checkpointing = config.gradient_checkpointing
         self.teacher = copy.deepcopy(self.student).requires_grad_(False).eval()
+        if backbone.local_cls_norm is not None and config.views.num_locals == 0:
+            backbone.local_cls_norm.requires_grad_(False)  # nothing goes through it
         self.student.to(world.device).train()
         self.teacher.to(world.device)
         self.gram: PatchFeatures | None = None
@@ -102,14 +104,15 @@ class SelfDistillation:
         """
         assert self.optimizer is not None
         stage, done = self.stage, (step, self.stage.num_steps)
-        if self.gram is not None and stage.gram_refresh and step and step % stage.gram_refresh == 0:
+        if self.gram is not None and stage.refreshes_gram(step):
             copy_weights(self.teacher.backbone, self.gram.backbone)
         torch.manual_seed(mixed_seed(self.config.seed, stage.name, step, self.world.rank))  # of drop path and positions
         targets = self._targets(portions, stage.teacher_temperature.at(*done))
         sums: dict[str, Tensor] = {}
         for number, (portion, wanted) in enumerate(zip(portions, targets, strict=True), 1):
-            with exchange(self._wrapped, number == len(portions)), autocast(self.world.device, self.amp):
-                seen: Seen = self._wrapped(portion.views.globals, portion.views.locals, portion.masks)
+            with exchange(self._wrapped, number == len(portions)):
+                with autocast(self.world.device, self.amp):
+                    seen: Seen = self._wrapped(portion.views.globals, portion.views.locals, portion.masks)
                 terms = self._terms(seen, portion, wanted)
                 total = sum(self._weights(step)[name] * term for name, term in terms.items())
                 (total / len(portions)).backward()  # type: ignore[union-attr]
@@ -244,15 +247,12 @@ def parameter_groups(network: Network, stage: SelfDistillationStage) -> list[dic
     `decays` (not biases, norms and scales; tokens do, as in the authors' code), `is_last_layer`.
     """
     backbone = network.backbone
-    idle = {id(parameter) for parameter in backbone.idle_parameters()} - {id(backbone.mask_token)}
     groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
-        if id(parameter) in idle and backbone.local_cls_norm is None:
-            continue
         factor = 1.0
         inner = name.removeprefix("backbone.")
-        if inner != name and not inner.startswith("norm."):
-            factor = stage.layer_decay ** (backbone.depth - max(backbone.level(inner), -1))
+        if inner != name and not inner.startswith(("norm.", "local_cls_norm.")):
+            factor = stage.layer_decay ** (backbone.depth - backbone.level(inner))
             factor *= stage.patch_rate if inner.startswith("patch_embed") else 1.0
         key = (factor, parameter.ndim > 1, "last_layer" in name)
         fresh = {"params": [], "factor": key[0], "decays": key[1], "is_last_layer": key[2]}
@@ -277,8 +277,11 @@ def local_tensors(network: nn.Module) -> list[Tensor]:
 
 @torch.no_grad()
 def copy_weights(source: nn.Module, target: nn.Module) -> None:
+    """And buffers, which files may hold with a rounding of their own."""
     for given, taken in zip(local_tensors(source), local_tensors(target), strict=True):
         taken.copy_(given)
+    for held, own in zip(source.buffers(), target.buffers(), strict=True):
+        own.copy_(held)
 
 
 def entropy(targets: Sequence[Targets]) -> Tensor:

@@ -1,7 +1,7 @@
 """What is looked at while a pretraining runs: features of fixed images, probes of labelled ones, alarms."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +18,7 @@ from voxdino.pretraining.probes import ClassificationSet, class_probe, effective
 
 NUM_IMAGES = 64
 NUM_SHOWN = 6
+MIN_IMAGES = 16
 SIDE = 224
 AT_ONCE = 16
 
@@ -43,7 +44,6 @@ class Watch:
     images: Float[Tensor, "n P H W"]
     probes: Probes
     alarms: Alarms
-    seen: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def of_pool(cls, pool: Pool, patch_size: int, num_prototypes: int, probes: Probes | None = None) -> "Watch":
@@ -69,23 +69,19 @@ class Watch:
         middle = (shown.shape[2] // 2, shown.shape[3] // 2)
         draw_pca(backbone, shown, folder / f"pca-{step:08d}.png")
         draw_similarity(backbone, shown, [middle], folder / f"similarity-{step:08d}.png")
-        self.seen = row
         return {name: round(value, 6) for name, value in row.items()}
 
     def judge(self, step: int, terms: Mapping[str, float]) -> list[str]:
-        """What there is to say about the numbers of a step, and of the last look."""
+        """What there is to say about the numbers of a step."""
         losses = {name: value for name, value in terms.items() if name not in ("grad_norm", "target_entropy")}
         entropies = {"class": terms["target_entropy"]} if "target_entropy" in terms else {}
-        seen, self.seen = self.seen, {}
-        alarms = self.alarms.update(
-            step,
-            losses=losses,
-            entropies=entropies,
-            rank=seen.get("rank"),
-            spread=seen.get("spread"),
-            gradient_norm=terms["grad_norm"],
-        )
+        alarms = self.alarms.update(step, losses=losses, entropies=entropies, gradient_norm=terms["grad_norm"])
         return [str(alarm) for alarm in alarms]
+
+    def judge_look(self, step: int, row: Mapping[str, float]) -> list[str]:
+        """What there is to say about a look; of a handful of images the rank tells nothing."""
+        rank = row["rank"] if len(self.images) >= MIN_IMAGES else None
+        return [str(alarm) for alarm in self.alarms.update(step, rank=rank, spread=row["spread"])]
 
 
 def _squared(image: Float[Tensor, "C D H W"], side: int) -> Float[Tensor, "P S S"]:

@@ -74,7 +74,5 @@ def join_world(device: str = "auto") -> Iterator[World]:
     except (RuntimeError, ValueError) as error:
         fix = "start with torchrun, which sets MASTER_ADDR, MASTER_PORT, RANK and WORLD_SIZE for all processes."
         raise ResourceError(f"the {size} processes did not find each other ({error})", fix=fix) from error
-    try:
-        yield World(dist.get_rank(), size, target, dist.group.WORLD)
-    finally:
-        dist.destroy_process_group()
+    yield World(dist.get_rank(), size, target, dist.group.WORLD)
+    dist.destroy_process_group()  # not after an error: the others may be waiting for this process, which has to end
