@@ -471,7 +471,7 @@ def test_names_the_hub_table_does_not_know_are_refused(folder):
 
 
 def test_every_backbone_of_the_table_has_a_copy_on_the_hub():
-    assert set(BACKBONES) - set(hub.HUB_COPIES) == {"tiny", "none"}
+    assert set(BACKBONES) - set(hub.HUB_COPIES) == {"tiny", "none", "voxdino_tiny"}
 
 
 def test_nothing_but_pull_connects(file, folder, monkeypatch):
