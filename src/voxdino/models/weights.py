@@ -29,10 +29,11 @@ from voxdino.models.backbones.base import Backbone
 from voxdino.models.backbones.build import BackboneConfig, backbone_from_state, build_backbone
 from voxdino.models.backbones.no_backbone import NoBackbone, NoBackboneConfig
 from voxdino.models.backbones.timm_bridge import TimmConfig
-from voxdino.models.backbones.vit import ViTConfig
+from voxdino.models.backbones.vit import ViT, ViTConfig
 from voxdino.models.foreign import ImportedModel, backbone_of_model, convert_model, recognise
 from voxdino.models.layouts import BackboneState, convert, convert_timm
 from voxdino.models.registry import BACKBONES, look_up
+from voxdino.models.slim import slimmed
 from voxdino.models.tensor_files import read_tensors as read_tensors
 
 LICENCES = {"dinov3": "DINOv3 License", "dinov3_convnext": "DINOv3 License", "dinov2": "Apache-2.0"}
@@ -40,7 +41,7 @@ _LICENCE_PAGES = {
     "DINOv3 License": "https://ai.meta.com/resources/models-and-libraries/dinov3-license/",
     "Apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
 }
-_RANDOM, _TIMM, _NONE = "random:", "timm:", "none"
+_RANDOM, _SLIM, _TIMM, _NONE = "random:", "slim:", "timm:", "none"
 _CARD_KEY = "voxdino"  # in the metadata of our safetensors files
 _GENERIC_STEMS = {"model", "pytorch_model", "teacher_checkpoint", "checkpoint", "weights"}
 _AGAIN = "download or copy it again."
@@ -133,7 +134,8 @@ def load_backbone(
 
     source:   a .safetensors or .pth file, a folder with config.json and model.safetensors, the name of imported
               weights, or "random:<backbone>" for an untrained one (always the same); "timm:<model>@<file>" for weights
-              of the timm library, "timm:<model>" for such that were imported, "random:timm:<model>"; "none".
+              of the timm library, "timm:<model>" for such that were imported, "random:timm:<model>"; "none";
+              "slim:<backbone>@<source>" for a narrow ViT out of a wide one, to be distilled.
     settings: fields of the configuration that the file cannot say, e.g. {"num_heads": "12"}.
     Errors: WeightsError (incomplete, damaged, unknown), SafetyError (code in a file), ResourceError (no timm).
     """
@@ -142,6 +144,8 @@ def load_backbone(
         return NoBackbone(NoBackboneConfig()).eval(), _card_of_none()
     if text.startswith(_RANDOM):
         return _random_backbone(text, settings or {})
+    if text.startswith(_SLIM):
+        return _slim_backbone(text, weights_folder, settings or {})
     state, _, card = read_weights(source, weights_folder=weights_folder, settings=settings)
     return backbone_from_state(state.config, state.tensors), card
 
@@ -302,6 +306,29 @@ def _random_backbone(source: str, settings: Mapping[str, str]) -> tuple[Backbone
         licence_shown=True,
     )
     return backbone, card
+
+
+def _slim_backbone(
+    source: str, weights_folder: Path | None, settings: Mapping[str, str]
+) -> tuple[Backbone, WeightsCard]:
+    name, _, origin = source.removeprefix(_SLIM).partition("@")
+    config = look_up(BACKBONES, name, kind="backbone").with_settings(settings)
+    if not origin or not isinstance(config, ViTConfig):
+        fix = "write slim:<backbone>@<weights>, both of them vision transformers."
+        raise WeightsError("is no vision transformer out of a wider one", where=source, fix=fix)
+    wide, card = load_backbone(origin, weights_folder=weights_folder)
+    if not isinstance(wide, ViT):
+        raise WeightsError(f"{card.name} is no vision transformer.", where=source, fix="choose a wide ViT.")
+    backbone = slimmed(wide, config)
+    update = {
+        "name": f"slim:{name}@{card.name}",
+        "file_digest": digest_bytes(save(dict(backbone.state_dict()))),
+        "config": config,
+        "num_parameters": _count(backbone.state_dict()),
+        "notes": (*card.notes, f"every other channel, head and unit of {card.name}: made to be distilled"),
+        "model": None,
+    }
+    return backbone, card.model_copy(update=update)
 
 
 def _card_of_none() -> WeightsCard:
