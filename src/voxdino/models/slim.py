@@ -50,14 +50,15 @@ def slimmed(wide: ViT, config: ViTConfig) -> ViT:
             return tensor[channels]
         return tensor[..., channels]
 
+    owned = dict(slim.named_parameters())
     with torch.no_grad():
-        for name, own in slim.named_parameters():
+        for name, own in owned.items():
             if name != "pos_embed" and (given := part(name)) is not None:
                 own.copy_(given)
         if wide.pos_embed is not None:
             positions = wide.pos_embed[0][:, channels]
-            slim.cls_token += positions[0]
-            slim.patch_embed["proj"].bias += positions[1:].mean(dim=0)
+            owned["cls_token"] += positions[0]
+            owned["patch_embed.proj.bias"] += positions[1:].mean(dim=0)
     return slim
 
 
