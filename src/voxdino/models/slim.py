@@ -23,7 +23,8 @@ def slimmed(wide: ViT, config: ViTConfig) -> ViT:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         slim = ViT(config).eval()
-    source, old = wide.state_dict(), wide.config
+    source: dict[str, Tensor] = wide.state_dict()
+    old = wide.config
     head_dim = config.embed_dim // config.num_heads
     channels = _spread(old.embed_dim, config.embed_dim)
     heads = (_spread(old.num_heads, config.num_heads)[:, None] * head_dim + torch.arange(head_dim)).flatten()
@@ -57,8 +58,8 @@ def slimmed(wide: ViT, config: ViTConfig) -> ViT:
                 own.copy_(given)
         if wide.pos_embed is not None:
             positions = wide.pos_embed[0][:, channels]
-            owned["cls_token"] += positions[0]
-            owned["patch_embed.proj.bias"] += positions[1:].mean(dim=0)
+            owned["cls_token"].add_(positions[0])
+            owned["patch_embed.proj.bias"].add_(positions[1:].mean(dim=0))
     return slim
 
 
