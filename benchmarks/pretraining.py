@@ -1,0 +1,163 @@
+"""What pretraining does to features: a tiny student from random weights, a pretrained backbone, Gram anchoring.
+
+python benchmarks/pretraining.py HIPPOCAMPUS --weights FILE --pictures pneumoniamnist.npz [--work W] [--scale 1.0]
+       [--only scratch continued gram] [--seeds 0 1 2] [--stop-after 9m] [--save docs/results/pretraining.md]
+
+All through the command line: `prepare` (labelled cases, of which fold 0 is held back), `pool` (without labels, and
+without the held-back cases), `pretrain`, whose looks train a linear probe on the frozen patch tokens (Dice of the
+held-back cases) and a kNN on the pictures. Stop it and run it again: it goes on. --scale multiplies the steps.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import platform
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % of n - 1 degrees of freedom
+CROP_PATCHES = {"global_size": 8, "local_size": 3}  # sides, in patches: the slices have 30 to 50 pixels
+HEAD = {"num_prototypes": 4096, "hidden_dim": 512, "bottleneck_dim": 128}
+GRAM = {"gram_weight.start": 2.0, "gram_weight.peak": 2.0, "gram_weight.end": 2.0}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One kind of pretraining."""
+
+    start: str
+    patch_size: int
+    num_steps: int
+    batch_size: int
+    settings: dict[str, Any]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataset", type=Path)
+    parser.add_argument("--weights", required=True, help="the pretrained backbone to continue from")
+    parser.add_argument("--patch-size", type=int, default=14, help="of these weights")
+    parser.add_argument("--pictures", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("workdir-pretraining"))
+    parser.add_argument("--scale", type=float, default=1.0)
+    parser.add_argument(
+        "--only", nargs="+", choices=("scratch", "continued", "gram"), default=["scratch", "continued", "gram"]
+    )
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--stop-after", help="leave off each pretraining after 9m, say")
+    parser.add_argument("--save", type=Path)
+    arguments = parser.parse_args()
+    labelled = arguments.work / "labelled"
+    voxdino("prepare", arguments.dataset, "--workdir", labelled)
+    held_back = json.loads((labelled / "splits.json").read_text())[0]["val"]
+    without = [part for case in held_back for part in ("--leave-out", case)]
+    voxdino("pool", f"scans={arguments.dataset}", "--workdir", arguments.work, "--set", "min_foreground=0.05", *without)
+    rows = []
+    for name, arm in arms(arguments.weights, arguments.patch_size).items():
+        if name.split(",")[0] not in arguments.only:
+            continue
+        seeds = arguments.seeds if name != "scratch" else arguments.seeds[:1]
+        rows.append((name, arm, [looks(name, arm, seed, arguments) for seed in seeds]))
+    text = table(rows, arguments)
+    print(text)
+    if arguments.save:
+        arguments.save.parent.mkdir(parents=True, exist_ok=True)
+        arguments.save.write_text(text)
+
+
+def arms(weights: str, patch_size: int) -> dict[str, Arm]:
+    continued = {"learning_rate.peak": 1e-4, "scale_rate": False, "teacher_momentum.start": 0.99}
+    continued |= {"teacher_momentum.peak": 0.99, "teacher_momentum.end": 0.99, "drop_path": 0.0}
+    scratch = continued | {"learning_rate.peak": 1e-3, "layer_decay": 1.0, "patch_rate": 1.0}
+    long = continued | {"learning_rate.peak": 4e-4}  # enough to wear the patch features down
+    return {
+        "scratch": Arm("random:voxdino_tiny", 16, 600, 32, scratch),
+        "continued": Arm(weights, patch_size, 120, 16, continued),
+        "gram, none": Arm(weights, patch_size, 200, 16, long),
+        "gram, anchored": Arm(weights, patch_size, 200, 16, long | GRAM),
+    }
+
+
+def looks(name: str, arm: Arm, seed: int, arguments: argparse.Namespace) -> list[dict[str, float]]:
+    """Step and what was seen there, of one pretraining; run where it has not ended."""
+    folder = f"{name.replace(', ', '-')}-s{seed}"
+    log = arguments.work / "runs" / folder / "log.jsonl"
+    num_steps = max(4, round(arm.num_steps * arguments.scale))
+    settings = {f"stages.0.{key}": value for key, value in arm.settings.items()}
+    crops = {name: patches * arm.patch_size for name, patches in CROP_PATCHES.items()}
+    settings |= {"stages.0.resolutions": [crops], "views.num_locals": 4, "watch_every": max(1, num_steps // 4)}
+    settings |= {f"{head}_head": HEAD for head in ("dino", "ibot")}
+    options = ["--recipe", "adapt", "--backbone", arm.start, "--steps", num_steps, "--batch", arm.batch_size]
+    options += ["--seed", seed, "--name", folder, "--probe", arguments.work / "labelled", "--knn", arguments.pictures]
+    options += ["--device", arguments.device, *(["--stop-after", arguments.stop_after] if arguments.stop_after else [])]
+    for key, value in settings.items():
+        options += ["--set", f"{key}={json.dumps(value)}"]
+    voxdino("pretrain", "--workdir", arguments.work, *options)
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    return [{"step": row["step"], **row["watch"]} for row in rows if "watch" in row]
+
+
+def voxdino(*options: object) -> None:
+    done = subprocess.run([sys.executable, "-m", "voxdino", *map(str, options)], stdout=sys.stderr)
+    if done.returncode:
+        raise SystemExit(f"voxdino {options[0]} ended with {done.returncode}")
+
+
+def table(rows: list[tuple[str, Arm, list[list[dict[str, float]]]]], arguments: argparse.Namespace) -> str:
+    """Every look (mean over the seeds), and the change from the first to the last with its interval."""
+    lines = [
+        "# What pretraining does to features",
+        "",
+        "Frozen features, measured while they are trained: Dice of a linear probe on patch tokens (hippocampus, the",
+        "held-back fold 0, which is not in the pool) and accuracy of kNN on pictures (PneumoniaMNIST test). Change:",
+        "from the first to the last look, mean over the seeds [95 % t interval].",
+        "",
+        "| arm | start, steps x images | seeds | patch Dice at each look | change | kNN at each look | change |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, arm, runs in rows:
+        cells = [name, f"{Path(arm.start).stem}, {runs[0][-1]['step']:.0f} x {arm.batch_size}", str(len(runs))]
+        for key in ("patch_dice", "knn"):
+            seen = [mean(look[key] for look in same) for same in zip(*runs, strict=True)]
+            cells += [" → ".join(f"{value:.3f}" for value in seen), told([run[-1][key] - run[0][key] for run in runs])]
+        lines.append(f"| {' | '.join(cells)} |")
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, device {arguments.device}"
+    lines += [
+        "",
+        f"`python {' '.join(['benchmarks/pretraining.py', 'HIPPOCAMPUS', *told_options(arguments)])}`; {machine}; "
+        f"torch {version('torch')}, voxdino {version('voxdino')}; {datetime.date.today()}.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def told(changes: list[float]) -> str:
+    """Mean and 95 % interval of changes."""
+    if len(changes) < 2:
+        return f"{changes[0]:+.3f}"
+    half = STUDENT_T[len(changes)] * stdev(changes) / len(changes) ** 0.5
+    return f"{mean(changes):+.3f} [{mean(changes) - half:+.3f}, {mean(changes) + half:+.3f}]"
+
+
+def told_options(arguments: argparse.Namespace) -> list[str]:
+    seeds = " ".join(map(str, arguments.seeds))
+    return [
+        "--weights",
+        Path(arguments.weights).name,
+        "--pictures",
+        arguments.pictures.name,
+        "--scale",
+        f"{arguments.scale:g}",
+        "--seeds",
+        seeds,
+    ]
+
+
+if __name__ == "__main__":
+    main()
