@@ -13,11 +13,10 @@ from jaxtyping import Int
 from numpy.typing import NDArray
 
 from voxdino.core.labels import LabelSet
-from voxdino.core.records import Record
-from voxdino.core.safe_files import digest_json
 from voxdino.preparation.distribution import count_values
 from voxdino.preparation.fingerprint import bounding_box
 from voxdino.preparation.intensity import ChannelScaling
+from voxdino.preparation.made_record import MadeRecord
 from voxdino.preparation.orientation import CaseGeometry
 
 _MOST_LOCATIONS = 2000  # voxels remembered per class and case
@@ -39,42 +38,29 @@ class Lesion:
     voxels: Int[np.ndarray, "n 3"]
 
 
-class CaseRecord(Record):
+class CaseRecord(MadeRecord):
     """What `prepare` wrote about a case: cases/<id>.json.
 
-    source_digests: source file -> SHA-256.         files: file beside this one -> SHA-256.
+    files:          file beside this one -> SHA-256.
     num_voxels:     class index (as text) -> voxels.
     foreground_slices: all slices that hold any foreground, ascending.
-    checksum:       of all the rest; see `is_whole`.
     num_lesions:     class index (as text) -> connected components of it, all there are.
     packed_locations: see `locations`; positions in the flat label map, differences as zlib'ed uint32, base64.
     packed_lesions:  see `lesions`; zlib'ed int64, base64: how many, their voxels, their boxes, positions.
     """
 
-    id: str
-    preparation_digest: str
     geometry: CaseGeometry
     scaling: tuple[ChannelScaling, ...]
-    source_digests: dict[str, str]
     files: dict[str, str]
     num_voxels: dict[str, int]
     foreground_slices: tuple[int, ...]
     num_lesions: dict[str, int]
     packed_locations: dict[str, str]
     packed_lesions: dict[str, str]
-    checksum: str = ""
-
-    def sealed(self) -> "CaseRecord":
-        """With its checksum."""
-        return self.model_copy(update={"checksum": self._content_digest()})
 
     @property
-    def is_whole(self) -> bool:
-        """Nothing has changed since it was sealed."""
-        return self.checksum == self._content_digest()
-
-    def _content_digest(self) -> str:
-        return digest_json(self.model_dump(mode="json", exclude={"checksum"}))
+    def file_digests(self) -> dict[str, str]:
+        return self.files
 
     @property
     def locations(self) -> dict[str, NDArray[np.int64]]:

@@ -24,6 +24,7 @@ from voxdino.preparation.check import Progress
 from voxdino.preparation.dataset import read_case
 from voxdino.preparation.fingerprint import Fingerprint, voxels_per_value
 from voxdino.preparation.intensity import ChannelScaling, normalise, scale_case
+from voxdino.preparation.made_record import source_digest, valid_record
 from voxdino.preparation.orientation import SAME_SPACING, CaseGeometry, restore_labels, slice_geometry, to_slices
 from voxdino.preparation.plan import Plan
 from voxdino.preparation.workers import Fault, file_bytes, run_over_cases
@@ -246,13 +247,13 @@ class _Written:
 def _prepare_one(item: _Item) -> _Written:
     case, folder = item.case, item.folder
     record_path = folder / f"{case.id}.json"
-    sources = {name: _source_digest(path) for name, path in item.sources.items()}
+    sources = {name: source_digest(path) for name, path in item.sources.items()}
     if item.surveyed is not None and sources != item.surveyed:
         changed = next((name for name in sources if sources[name] != item.surveyed.get(name)), case.id)
         fix = "run voxdino prepare again: it checks and plans anew."
         raise DatasetError("changed since the data set was checked.", where=item.sources.get(changed), fix=fix)
     digest = item.plan.preparation_digest()
-    if (record := _valid_record(record_path, digest, sources)) is not None:
+    if (record := valid_record(CaseRecord, record_path, digest, sources)) is not None:
         return _Written(_listed(folder, record_path, record), is_kept=True)
     volume, label = read_case(case, item.plan.read_options, None)
     prepared = prepare_case(case.id, volume, label, item.plan)
@@ -280,31 +281,6 @@ def _prepare_one(item: _Item) -> _Written:
     ).sealed()
     record.write(record_path)
     return _Written(_listed(folder, record_path, record), is_kept=False)
-
-
-def _source_digest(path: Path) -> str:
-    try:
-        return digest_file(path)
-    except OSError as error:
-        fact = f"cannot be read ({error.strerror})."
-        raise DatasetError(fact, where=path, fix="restore the file, or remove the case.") from error
-
-
-def _valid_record(path: Path, preparation_digest: str, sources: dict[str, str]) -> CaseRecord | None:
-    """The record of a case that need not be prepared again, if that is so: nothing missing, changed or half written."""
-    if not path.exists():
-        return None
-    try:
-        record = CaseRecord.read(path)
-        is_valid = (
-            record.is_whole
-            and record.preparation_digest == preparation_digest
-            and record.source_digests == sources
-            and all(digest_file(path.with_name(name)) == digest for name, digest in record.files.items())
-        )
-    except (VoxdinoError, OSError):
-        return None
-    return record if is_valid else None
 
 
 def _listed(folder: Path, record_path: Path, record: CaseRecord) -> dict[str, tuple[str, int]]:
