@@ -162,7 +162,9 @@ def draw_pool(folder: Path) -> Path:
     from voxdino.core.geometry import Grid
     from voxdino.core.io import write_volume
     from voxdino.core.volume import Volume
-    from voxdino.pretraining.pool import PoolConfig, PoolSource, build_pool
+    from voxdino.pretraining.pool_build import build_pool
+    from voxdino.pretraining.pool_slices import PoolConfig
+    from voxdino.pretraining.pool_sources import PoolSource
 
     for number in range(8):
         rng = np.random.default_rng(number)

@@ -12,7 +12,9 @@ from voxdino.pretraining.config import (
     Resolution,
     SelfDistillationStage,
 )
-from voxdino.pretraining.pool import PoolConfig, PoolSource, build_pool
+from voxdino.pretraining.pool_build import build_pool
+from voxdino.pretraining.pool_slices import PoolConfig
+from voxdino.pretraining.pool_sources import PoolSource
 from voxdino.pretraining.schedules import Schedule, constant, rising
 from voxdino.pretraining.views import ViewConfig
 

@@ -31,7 +31,10 @@ def pool(
     """Make a pool of slices of any mix of scans and pictures; labels are not read. Run it again to go on."""
     from voxdino.cli.values import parse_settings
     from voxdino.core.errors import PartialError, UsageError
-    from voxdino.pretraining.pool import Pool, PoolConfig, PoolSource, build_pool
+    from voxdino.pretraining.pool import Pool
+    from voxdino.pretraining.pool_build import build_pool
+    from voxdino.pretraining.pool_slices import PoolConfig
+    from voxdino.pretraining.pool_sources import PoolSource
 
     weights = parse_settings(weight)
     named = [_named(text) for text in sources]

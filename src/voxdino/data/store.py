@@ -1,6 +1,5 @@
 """Prepared cases on disk, read a box at a time."""
 
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,20 +10,17 @@ import numpy as np
 from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 
-from voxdino.core.arrays import ArrayFile
-from voxdino.core.errors import ConfigError, DatasetError, ImageError, InputError, VoxdinoError
+from voxdino.core.arrays import ARRAY_SUFFIX
+from voxdino.core.errors import ConfigError, DatasetError, InputError
 from voxdino.core.records import nearest
 from voxdino.core.safe_files import Manifest
+from voxdino.data.array_reader import ArrayReader
 from voxdino.data.sampling import CaseExtent, Range
 from voxdino.preparation.prepare import CaseRecord, ChannelScaling, normalise
 
 IGNORED = -1  # label in memory of voxels that neither train nor count; files say 255, or 65535 where classes are many
 
 PREPARE_AGAIN = "run `voxdino prepare DATASET` again: it makes what is damaged or missing, and keeps the rest."
-
-OPEN_FILES_PER_THREAD = 64
-KEPT_ARRAY_BYTES = 2 << 20  # arrays up to this size are decompressed once and kept: their crops are nearly all of them
-KEPT_BYTES = 512 << 20  # of such arrays, together
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,8 +44,8 @@ class CaseStore:
 
     Every file is checked against the digest written when it was prepared before it is first used.
 
-    Errors: DatasetError where the folder is missing, unfinished or names other cases, or a file is missing or changed;
-    ImageError for one that cannot be read.
+    Errors: DatasetError where the folder is missing, unfinished or names other cases, or a file is missing, changed or
+    cannot be read.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -60,11 +56,8 @@ class CaseStore:
             self.manifest = Manifest.read(folder)
         except InputError as error:
             raise DatasetError(error.fact, where=error.where, fix=PREPARE_AGAIN) from error
-        self._verified: set[Path] = set()
         self.ids = tuple(sorted(path.name.removesuffix(".json") for path in (folder / "cases").glob("*.json")))
-        self._local = threading.local()
-        self._kept: dict[Path, NDArray[Any]] = {}
-        self._kept_bytes = 0
+        self._arrays = ArrayReader(compared="all", fix=PREPARE_AGAIN)
         self._record = lru_cache(maxsize=None)(self._read_record)
 
     def record(self, case_id: str) -> CaseRecord:
@@ -137,7 +130,10 @@ class CaseStore:
                 fix="run `voxdino prepare` again: splits and prepared cases must belong together.",
             )
         path = self.folder / "cases" / f"{case_id}.json"
-        self._verify(path)
+        try:
+            self.manifest.verify(self.folder, [f"cases/{case_id}.json"])
+        except InputError as error:
+            raise DatasetError(error.fact, where=path, fix=PREPARE_AGAIN) from error
         try:
             return CaseRecord.read(path)
         except ConfigError as error:  # undamaged, as its digest says: it was written so
@@ -148,48 +144,7 @@ class CaseStore:
             ) from error
 
     def _read(self, case_id: str, kind: str, index: tuple[slice, ...]) -> NDArray[Any]:
-        path = self.folder / "cases" / f"{case_id}.{kind}.b2nd"
-        try:
-            kept = self._kept.get(path)
-            if kept is None:
-                file = self._open(path)
-                if not self._can_keep(file):
-                    return file[index]
-                kept = file[...]
-                kept.setflags(write=False)
-                self._kept[path] = kept
-                self._kept_bytes += kept.nbytes
-            return kept[index]
-        except VoxdinoError:
-            raise
-        except (OSError, RuntimeError, ValueError) as error:
-            raise ImageError(
-                f"the prepared {kind} of case {case_id!r} cannot be read ({error})",
-                where=path,
-                fix=PREPARE_AGAIN,
-            ) from error
-
-    def _can_keep(self, file: ArrayFile) -> bool:
-        num_bytes = int(np.prod(file.shape)) * file.dtype.itemsize
-        return num_bytes <= KEPT_ARRAY_BYTES and self._kept_bytes + num_bytes <= KEPT_BYTES
-
-    def _open(self, path: Path) -> ArrayFile:
-        """This thread's handle: a blosc2 array must not be read by two threads at once."""
-        self._verify(path)
-        if not hasattr(self._local, "open"):
-            self._local.open = lru_cache(maxsize=OPEN_FILES_PER_THREAD)(ArrayFile)
-        file: ArrayFile = self._local.open(path)
-        return file
-
-    def _verify(self, path: Path) -> None:
-        """Check a file once; two threads that come at the same time may both do it."""
-        if path in self._verified:
-            return
-        try:
-            self.manifest.verify(self.folder, [path.relative_to(self.folder).as_posix()])
-        except InputError as error:
-            raise DatasetError(error.fact, where=path, fix=PREPARE_AGAIN) from error
-        self._verified.add(path)
+        return self._arrays.read(self.manifest, self.folder, f"cases/{case_id}.{kind}{ARRAY_SUFFIX}", index)
 
 
 def padding_values(scaling: Sequence[ChannelScaling]) -> Float[np.ndarray, " C"]:
