@@ -46,3 +46,12 @@ def test_in_another_thread_signals_are_left_alone():
     thread.start()
     thread.join()
     assert seen == [False]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_says_which_signal_and_ends_with_its_exit_code(number, tmp_path):
+    with stop_on_signals() as request:
+        send(number)
+    error = request.error("at step 3 of 9", where=tmp_path)
+    assert error.exit_code == 128 + number
+    assert f"stopped by signal {number:d} at step 3 of 9" in str(error) and "the same command goes on" in str(error)

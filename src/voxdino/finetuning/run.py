@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 import voxdino
-from voxdino.core.errors import CheckpointError, ConfigError, DatasetError, PlanError, StoppedError
+from voxdino.core.errors import CheckpointError, ConfigError, DatasetError, PlanError
 from voxdino.core.records import Record
 from voxdino.core.safe_files import digest_file, lock_folder, sweep_temporary
 from voxdino.data.store import IGNORED, PREPARE_AGAIN, CaseStore
@@ -177,14 +177,7 @@ def finetune(
             seen = card.file_digest + (initial.digest if initial and initial.backbone_changed else "")
             examples = _examples(setting, seen, workdir / "features", run_folder, stop, listen, started)
             if stop:
-                number = stop.signal_number or 2
-                fix = "the same command goes on from there."
-                raise StoppedError(
-                    f"stopped by signal {number} while caching features",
-                    signal_number=number,
-                    where=str(run_folder),
-                    fix=fix,
-                )
+                raise stop.error("while caching features", where=run_folder)
             torch.manual_seed(config.seed + 1)  # the same start whether features were cached now or before
             outcome = train(
                 _job(setting, examples, loss, identity),

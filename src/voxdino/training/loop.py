@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from voxdino.core.errors import CheckpointError, DivergedError, StoppedError
+from voxdino.core.errors import CheckpointError, DivergedError
 from voxdino.models.precision import autocast, uses_bf16
 from voxdino.training.checkpoint import CheckpointFolder, require_same
 from voxdino.training.config import TrainingConfig
@@ -116,13 +116,8 @@ def train(
 
     def stop_safely() -> None:
         save()
-        number = stop.signal_number or 2
-        raise StoppedError(
-            f"stopped by signal {number} at step {state.step} of {job.num_steps}; the checkpoint is written",
-            signal_number=number,
-            where=str(run_folder),
-            fix="the same command goes on from there.",
-        )
+        told = f"at step {state.step} of {job.num_steps}; the checkpoint is written"
+        raise stop.error(told, where=run_folder)
 
     job.model.train()
     with job.batches(state.step) as batches:

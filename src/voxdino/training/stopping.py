@@ -5,8 +5,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 
+from voxdino.core.errors import StoppedError
+
+GO_ON = "the same command goes on from there."
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -18,6 +22,12 @@ class StopRequest:
 
     def __bool__(self) -> bool:
         return self.signal_number is not None
+
+    def error(self, told: str, *, where: Path) -> StoppedError:
+        """What to raise once it is safe to stop. told: where the run stands, after "stopped by signal 15"."""
+        number = self.signal_number or signal.SIGINT.value
+        fact = f"stopped by signal {number} {told}"
+        return StoppedError(fact, signal_number=number, where=str(where), fix=GO_ON)
 
 
 @contextmanager
