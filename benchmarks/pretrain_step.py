@@ -17,7 +17,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -25,7 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from train_step import matmul_rate, peak_gib
+from train_step import matmul_rate, measure_in_child, peak_gib
 
 HEAD = (
     "| backbone | images a step | ViT GFLOP a step | s a step | ViT share of the matmul rate | waiting | views |"
@@ -64,7 +63,10 @@ def main() -> None:
 
 
 def row(name: str, batch: int, arguments: argparse.Namespace) -> str:
-    plain, less = (_child(name, batch, arguments, checkpointing) for checkpointing in (False, True))
+    options, size = ("global-size", "local-size", "prototypes", "device", "runs"), ("--batches", str(batch))
+    plain, less = (
+        measure_in_child(__file__, name, arguments, options, *size, *more) for more in ((), ("--checkpointing",))
+    )
     cells = [
         name,
         str(batch),
@@ -78,16 +80,6 @@ def row(name: str, batch: int, arguments: argparse.Namespace) -> str:
     ]
     print(" | ".join(cells), file=sys.stderr)
     return f"| {' | '.join(cells)} |\n"
-
-
-def _child(name: str, batch: int, arguments: argparse.Namespace, checkpointing: bool) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--child", name, "--batches", str(batch)]
-    for option in ("global-size", "local-size", "prototypes", "device", "runs"):
-        command += [f"--{option}", str(getattr(arguments, option.replace("-", "_")))]
-    done = subprocess.run([*command, *(["--checkpointing"] if checkpointing else [])], capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
-    return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:

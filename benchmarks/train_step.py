@@ -18,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,8 @@ voxdino {version("voxdino")}, torch {version("torch")}, {machine}.
 
 
 def row(name: str, arguments: argparse.Namespace) -> str:
-    plain, less = (_child(name, arguments, checkpointing) for checkpointing in (False, True))
+    options = ("backbone", "crop", "batch", "slab", "device", "runs")
+    plain, less = (measure_in_child(__file__, name, arguments, options, *more) for more in ((), ("--checkpointing",)))
     cells = [
         name,
         plain["samples"],
@@ -76,11 +78,14 @@ def row(name: str, arguments: argparse.Namespace) -> str:
     return f"| {' | '.join(cells)} |\n"
 
 
-def _child(name: str, arguments: argparse.Namespace, checkpointing: bool) -> dict[str, Any]:
-    command = [sys.executable, __file__, "--child", name, "--backbone", arguments.backbone]
-    for option in ("crop", "batch", "slab", "device", "runs"):
-        command += [f"--{option}", str(getattr(arguments, option))]
-    done = subprocess.run([*command, *(["--checkpointing"] if checkpointing else [])], capture_output=True, text=True)
+def measure_in_child(
+    script: str, name: str, arguments: argparse.Namespace, options: Sequence[str], *others: str
+) -> dict[str, Any]:
+    """What `script --child NAME` prints, run by itself. options: passed on from `arguments`; others: beside them."""
+    command = [sys.executable, script, "--child", name, *others]
+    for option in options:
+        command += [f"--{option}", str(getattr(arguments, option.replace("-", "_")))]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
     return dict(json.loads(done.stdout.splitlines()[-1]))
