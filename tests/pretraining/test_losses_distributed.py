@@ -28,15 +28,6 @@ def sinkhorn(rank, size, group, layout):
     return sinkhorn_knopp(numbers(10, NUM_PROTOTYPES, seed=1)[first:last], temperature=0.07, group=group)
 
 
-def padded_sinkhorn(rank, size, group):
-    """As "unequal", in tensors of one size."""
-    first, last = UNEVEN["unequal"][rank] if size == 2 else (0, 10)
-    rows = numbers(10, NUM_PROTOTYPES, seed=1)[first:last]
-    padded = torch.cat((rows, torch.full((10 - len(rows), NUM_PROTOTYPES), 99.0)))
-    number = torch.tensor(len(rows))
-    return sinkhorn_knopp(padded, temperature=0.07, group=group, num_rows=number)[: len(rows)]
-
-
 def learn(name, rank, size, group):
     """Loss of one step, and the gradient of the weights under it as DistributedDataParallel averages it."""
     weights = numbers(EMBED, NUM_PROTOTYPES, seed=2).requires_grad_()
@@ -78,7 +69,6 @@ LOSSES = {"dino": dino, "ibot": ibot, "koleo": koleo}
 def compute(rank, size, group):
     """Everything, by name."""
     found = {f"sinkhorn {layout}": sinkhorn(rank, size, group, layout) for layout in UNEVEN}
-    found["sinkhorn padded"] = padded_sinkhorn(rank, size, group)
     return found | {name: learn(name, rank, size, group) for name in LOSSES}
 
 
@@ -99,7 +89,7 @@ def found(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
-@pytest.mark.parametrize("layout", [*UNEVEN, "padded"])
+@pytest.mark.parametrize("layout", UNEVEN)
 def test_targets_are_those_of_all_rows_in_one_process(found, layout):
     alone = sinkhorn(0, 1, None, "equal")
     together = torch.cat([one[f"sinkhorn {layout}"] for one in found])

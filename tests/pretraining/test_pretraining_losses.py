@@ -49,15 +49,6 @@ def test_no_logit_is_too_large_or_too_small_for_sinkhorn(scale):
     torch.testing.assert_close(targets.sum(dim=1), torch.ones(9))
 
 
-def test_padding_rows_have_no_effect_and_get_nothing():
-    scores = logits(7, 5)
-    padded = torch.cat((scores, torch.full((3, 5), 1e6)))
-    targets = sinkhorn_knopp(padded, temperature=0.07, num_rows=torch.tensor(7))
-    torch.testing.assert_close(targets[:7], sinkhorn_knopp(scores, temperature=0.07))
-    assert not targets[7:].any()
-    assert not sinkhorn_knopp(padded, temperature=0.07, num_rows=torch.tensor(0)).any()
-
-
 def test_no_rows_at_all_are_no_fault():
     assert sinkhorn_knopp(logits(0, 5), temperature=0.07).shape == (0, 5)
     nothing = logits(0, 5).requires_grad_()

@@ -18,12 +18,21 @@ class HeadConfig(Record):
 
 
 class Resolution(Record):
-    """Sizes of crops, and how often a batch has them (relative weight)."""
+    """Sizes of crops, and how often a batch has them (relative weight).
+
+    gram_size: of the Gram teacher's view of the global crops; None: it sees them as they are.
+    """
 
     weight: float = Field(default=1.0, gt=0)
     global_size: int = Field(ge=1)
     local_size: int = Field(ge=1)
     gram_size: int | None = Field(default=None, ge=1)
+
+    @model_validator(mode="after")
+    def _gram_teacher_sees_no_less(self) -> "Resolution":
+        if self.gram_size is not None and self.gram_size < self.global_size:
+            raise ValueError(f"gram_size {self.gram_size} is smaller than global_size {self.global_size}")
+        return self
 
 
 class Stage(Record):

@@ -8,6 +8,13 @@ from voxdino.training.tracking import Row
 
 HIDDEN = frozenset({"step", "stage", "skipped", "watch"})
 COLUMNS = 3
+DRAW_EVERY_S = 30.0
+DRAW_SHARE = 0.02  # of the time that drawing may take
+
+
+def pause_after(took_s: float) -> float:
+    """Seconds until the curves are drawn again: the log that is read for it grows with the run."""
+    return max(DRAW_EVERY_S, took_s / DRAW_SHARE)
 
 
 def draw_loss_curves(rows: Sequence[Row], path: Path, *, title: str) -> None:

@@ -4,21 +4,20 @@ Any backbones can teach, several at once, whatever their patch size or width: ea
 the student's width to its own, and its map of patches is brought to the student's grid.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import AdamW
 
 from voxdino.models.backbones.base import Backbone
 from voxdino.models.backbones.vit import ViT
 from voxdino.models.precision import autocast, uses_bf16
 from voxdino.pretraining.config import DistillationStage, PretrainConfig
+from voxdino.pretraining.learning import Descent, Portion, Terms, mixed_seed, named_tensors
 from voxdino.pretraining.losses import gram_loss
-from voxdino.pretraining.step import Portion, Terms, clip_gradients, exchange, local_tensors, mixed_seed
 from voxdino.training.distributed import World
 
 
@@ -64,42 +63,32 @@ class Distillation:
         self._wrapped: nn.Module = self.pupil
         if world.group is not None:
             self._wrapped = DistributedDataParallel(self.pupil, broadcast_buffers=False)
-        self._trained = {name: one for name, one in self.pupil.named_parameters() if one.requires_grad}
+        trained = [one for one in self.pupil.parameters() if one.requires_grad]
         groups = [
-            {"params": [one for one in self._trained.values() if (one.ndim > 1) == decays]} for decays in (True, False)
+            {"params": [one for one in trained if (one.ndim > 1) == decays], "decays": decays}
+            for decays in (True, False)
         ]
-        self.optimizer = AdamW(groups, lr=1.0, betas=stage.betas, fused=True)
+        self.descent = Descent(
+            self.pupil, groups, betas=stage.betas, average=self.result, followed=self.pupil.backbone, world=world
+        )
 
     def step(self, portions: Sequence[Portion], step: int) -> Terms:
         """Learn from the global crops of a batch; step: 0-based, of the stage. What was lost, by term."""
         stage, done = self.stage, (step, self.stage.num_steps)
         torch.manual_seed(mixed_seed(self.seed, stage.name, step, self.world.rank))
-        sums: dict[str, Tensor] = {}
         weights = {"class": stage.class_weight, "patch": stage.patch_weight, "gram": stage.gram_weight}
-        for number, portion in enumerate(portions, 1):
-            with exchange(self._wrapped, number == len(portions)):
-                terms = self._terms(portion.views.globals)
-                total = torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-                (total / len(portions)).backward()
-            for name, term in terms.items():
-                sums[name] = sums.get(name, 0) + term.detach() / len(portions)
-        norm = float(clip_gradients(self.pupil, stage.clip))
-        told = self.world.mean(torch.stack(list(sums.values())))
-        values = dict(zip(sums, told.tolist(), strict=True))
-        good = norm < float("inf") and all(value == value for value in values.values())
-        if good:
-            rate, decay = stage.learning_rate.at(*done), stage.weight_decay.at(*done)
-            for group, own in zip(self.optimizer.param_groups, (decay, 0.0), strict=True):
-                group["lr"], group["weight_decay"] = rate, own
-            self.optimizer.step()
-            with torch.no_grad():
-                weight = 1 - stage.momentum.at(*done)
-                torch._foreach_lerp_(local_tensors(self.result), local_tensors(self.pupil.backbone), weight)
-        self.optimizer.zero_grad(set_to_none=True)
-        return {**values, "grad_norm": norm, "skipped": float(not good)}
+        terms = self.descent.gradients(self._wrapped, portions, self._terms, weights)
+        rate, decay = stage.learning_rate.at(*done), stage.weight_decay.at(*done)
+        return self.descent.step(
+            terms,
+            lambda group: (rate, decay if group["decays"] else 0.0),
+            clip=stage.clip,
+            momentum=stage.momentum.at(*done),
+        )
 
-    def _terms(self, images: Float[Tensor, "B P H W"]) -> dict[str, Tensor]:
+    def _terms(self, portion: Portion) -> dict[str, Tensor]:
         """Averaged over the teachers."""
+        images = portion.views.globals
         with autocast(self.world.device, self.amp):
             patches, classes, mapped = self._wrapped(images)
         rows, columns = (side // self.pupil.backbone.patch_size for side in images.shape[2:])
@@ -113,22 +102,8 @@ class Distillation:
         return {name: torch.stack(terms).mean() for name, terms in found.items()}
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor that a resumed run needs, by name."""
-        tensors = {f"pupil.{name}": value.data for name, value in self.pupil.named_parameters()}
-        tensors |= {f"result.{name}": value.data for name, value in self.result.named_parameters()}
-        for name, parameter in self._trained.items():
-            held = self.optimizer.state[parameter]
-            if not held:
-                held |= {"step": torch.zeros((), device=parameter.device), "exp_avg": torch.zeros_like(parameter)}
-                held["exp_avg_sq"] = torch.zeros_like(parameter)
-            tensors |= {f"optimizer.{key}.{name}": value for key, value in held.items()}
-        return tensors
-
-    @torch.no_grad()
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what `state` gave, in place."""
-        for name, own in self.state().items():
-            own.copy_(tensors[name])
+        """Every tensor that a resumed run needs, by name, to be written to."""
+        return named_tensors(pupil=self.pupil, result=self.result) | self.descent.state()
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -31,21 +31,15 @@ def sinkhorn_knopp(
     temperature: float,
     num_iterations: int = 3,
     group: Group | None = None,
-    num_rows: Int[Tensor, "..."] | None = None,
 ) -> Float[Tensor, "N K"]:
     """The teacher's targets: probabilities per row, after shares of the K prototypes were made even over all rows.
 
     Each iteration gives every prototype the same mass over the rows of all processes, then every row a sum of 1. The
     number of rows may differ between processes, and be 0. No logit is too large or too small: the first round is done
     with logarithms, after which no sum is below 1 / max(N, K).
-
-    num_rows: how many of the first rows of this process are real; the others are padding and get zeros. Default: all.
     """
     assert num_iterations >= 1, "a round is needed to make rows sum to 1"
     scores = logits.float() / temperature
-    if num_rows is not None:
-        places = torch.arange(len(scores), device=scores.device)
-        scores = scores.masked_fill((places >= num_rows)[:, None], float("-inf"))
     scores -= _logsumexp_of_columns(scores, group)
     shares = (scores - scores.logsumexp(dim=1, keepdim=True).clamp(min=_LOWEST)).exp_()
     for _ in range(num_iterations - 1):

@@ -35,6 +35,7 @@ def feature_spread(features: Float[Tensor, "N E"]) -> float:
     return float(unit.std(0, unbiased=False).mean()) * math.sqrt(features.shape[1])
 
 
-def target_entropy(targets: Float[Tensor, "N K"]) -> float:
+def target_entropy(targets: Float[Tensor, "N K"]) -> Float[Tensor, ""]:
     """Mean entropy of the rows of a teacher's targets, in nats: 0 for one-hot, log K for even ones."""
-    return float(torch.special.entr(targets.detach().double()).sum(1).mean())
+    mean: Tensor = torch.special.entr(targets.detach().float()).sum(1).mean()
+    return mean

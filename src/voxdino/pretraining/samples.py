@@ -8,8 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from voxdino.pretraining.config import PretrainConfig, Resolution, SelfDistillationStage, Stage
+from voxdino.pretraining.learning import Portion, mixed_seed
 from voxdino.pretraining.pool import Pool
-from voxdino.pretraining.step import Portion, draw_step_masks, mixed_seed
+from voxdino.pretraining.step import draw_step_masks
 from voxdino.pretraining.views import make_views
 from voxdino.training.distributed import World
 

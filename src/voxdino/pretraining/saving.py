@@ -18,11 +18,9 @@ from voxdino.training.distributed import World
 
 @runtime_checkable
 class Task(Protocol):
-    """What is trained."""
+    """What is trained. state: every tensor that a resumed run needs, by name; writing to them changes the task."""
 
     def state(self) -> dict[str, Tensor]: ...
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None: ...
 
 
 class Saver:
@@ -79,12 +77,14 @@ class Saver:
         own = task.state()
         if self._newest is not None:
             _require_same_names(self._newest.tensors, own, self.folder)
-            task.load_state(self._newest.tensors)
+            held: dict[str, Any] = self._newest.tensors
             self._newest = None
-            return
-        held: dict[str, Any] = {name: torch.empty_like(tensor) for name, tensor in own.items()}
-        load(held, checkpoint_id=str(self._shards()[-1]))
-        task.load_state(held)
+        else:
+            held = {name: torch.empty_like(tensor) for name, tensor in own.items()}
+            load(held, checkpoint_id=str(self._shards()[-1]))
+        with torch.no_grad():
+            for name, tensor in own.items():
+                tensor.copy_(held[name])
 
     def _shards(self) -> list[Path]:
         return sorted(self.folder.glob("shards-????????"))

@@ -4,7 +4,6 @@ the teacher, says of whole ones. DINO + iBOT + KoLeo + Gram anchoring, from the 
 
 import copy
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,26 +12,23 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim import AdamW
 
 from voxdino.models.backbones.vit import ViT
 from voxdino.models.precision import autocast, uses_bf16
 from voxdino.pretraining.config import PretrainConfig, SelfDistillationStage
+from voxdino.pretraining.learning import (
+    Descent,
+    Portion,
+    Terms,
+    copy_weights,
+    mixed_seed,
+    named_tensors,
+)
 from voxdino.pretraining.losses import dino_loss, gram_loss, ibot_loss, koleo_loss, sinkhorn_knopp
 from voxdino.pretraining.masking import draw_masks
+from voxdino.pretraining.measures import target_entropy
 from voxdino.pretraining.networks import Network, PatchFeatures, Seen
-from voxdino.pretraining.views import Views
 from voxdino.training.distributed import World
-
-Terms = dict[str, float]
-
-
-@dataclass(frozen=True)
-class Portion:
-    """Views of some of a step's images, and what is masked of their global crops."""
-
-    views: Views
-    masks: Bool[Tensor, "G N"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +65,7 @@ class SelfDistillation:
         if config.compile:
             for block in (*self.student.backbone.blocks, *self.teacher.backbone.blocks):
                 block.compile()
-        self.optimizer: AdamW | None = None
+        self.descent: Descent | None = None
 
     @property
     def result(self) -> ViT:
@@ -87,7 +83,15 @@ class SelfDistillation:
         if backbone.rope_embed is not None:
             backbone.rope_rescale = stage.rope_rescale
         groups = parameter_groups(self.student, stage)
-        self.optimizer = AdamW(groups, lr=1.0, betas=stage.betas, fused=not self._shared_out)
+        self.descent = Descent(
+            self.student,
+            groups,
+            betas=stage.betas,
+            average=self.teacher,
+            followed=self.student,
+            world=self.world,
+            is_shared_out=self._shared_out,
+        )
         if not stage.has_gram:
             self.gram = None
         elif self.gram is None or stage.gram_teacher != "kept":
@@ -98,38 +102,18 @@ class SelfDistillation:
                 copy_weights(self.teacher.backbone, self.gram.backbone)
 
     def step(self, portions: Sequence[Portion], step: int) -> Terms:
-        """Learn from one batch; step: 0-based, of the stage. What was lost, by term; all processes get the same.
-
-        Not-a-number anywhere leaves everything as it was, and "skipped" is 1.
-        """
-        assert self.optimizer is not None
+        """Learn from one batch; step: 0-based, of the stage. What was lost, as `Descent.step` tells it."""
+        assert self.descent is not None
         stage, done = self.stage, (step, self.stage.num_steps)
         if self.gram is not None and stage.refreshes_gram(step):
             copy_weights(self.teacher.backbone, self.gram.backbone)
         torch.manual_seed(mixed_seed(self.config.seed, stage.name, step, self.world.rank))  # of drop path and positions
         targets = self._targets(portions, stage.teacher_temperature.at(*done))
-        sums: dict[str, Tensor] = {}
-        for number, (portion, wanted) in enumerate(zip(portions, targets, strict=True), 1):
-            with exchange(self._wrapped, number == len(portions)):
-                with autocast(self.world.device, self.amp):
-                    seen: Seen = self._wrapped(portion.views.globals, portion.views.locals, portion.masks)
-                terms = self._terms(seen, portion, wanted)
-                total = sum(self._weights(step)[name] * term for name, term in terms.items())
-                (total / len(portions)).backward()  # type: ignore[union-attr]
-            for name, term in terms.items():
-                sums[name] = sums.get(name, 0) + term.detach() / len(portions)
-        norm = clip_gradients(self.student, stage.clip)
-        told = self.world.mean(torch.stack([*sums.values(), entropy(targets)]))
-        values = dict(zip([*sums, "target_entropy"], told.tolist(), strict=True))
-        norm_value = float(norm)
-        good = norm_value < float("inf") and all(value == value for value in values.values())
-        if good:
-            self._descend(step)
-            with torch.no_grad():
-                momentum = stage.teacher_momentum.at(*done)
-                torch._foreach_lerp_(local_tensors(self.teacher), local_tensors(self.student), 1 - momentum)
-        self.optimizer.zero_grad(set_to_none=True)
-        return {**values, "grad_norm": norm_value, "skipped": float(not good)}
+        pairs = list(zip(portions, targets, strict=True))
+        terms = self.descent.gradients(self._wrapped, pairs, lambda pair: self._terms(*pair), self._weights(step))
+        terms["target_entropy"] = target_entropy(torch.cat([one.dino.flatten(0, 1) for one in targets]))
+        momentum = stage.teacher_momentum.at(*done)
+        return self.descent.step(terms, lambda group: self._rates(group, step), clip=stage.clip, momentum=momentum)
 
     def _weights(self, step: int) -> dict[str, float]:
         """Of the terms; global and local DINO terms share their weight by their number of pairs."""
@@ -144,7 +128,9 @@ class SelfDistillation:
             "gram": stage.gram_weight.at(*done),
         }
 
-    def _terms(self, seen: Seen, portion: Portion, wanted: Targets) -> dict[str, Tensor]:
+    def _terms(self, portion: Portion, wanted: Targets) -> dict[str, Tensor]:
+        with autocast(self.world.device, self.amp):
+            seen: Seen = self._wrapped(portion.views.globals, portion.views.locals, portion.masks)
         temperature = self.stage.student_temperature
         num_images = seen.dino.shape[1]
         terms = {
@@ -192,46 +178,18 @@ class SelfDistillation:
         )
         return found
 
-    def _descend(self, step: int) -> None:
-        assert self.optimizer is not None
+    def _rates(self, group: Mapping[str, Any], step: int) -> tuple[float, float]:
+        """Learning rate and weight decay of a group of `parameter_groups`."""
         stage, done = self.stage, (step, self.stage.num_steps)
-        rate, decay = stage.learning_rate.at(*done) * stage.rate_factor, stage.weight_decay.at(*done)
-        for group in self.optimizer.param_groups:
-            frozen = group["is_last_layer"] and step < stage.frozen_last_layer * stage.num_steps
-            group["lr"] = 0.0 if frozen else rate * group["factor"]
-            group["weight_decay"] = decay if group["decays"] else 0.0
-        self.optimizer.step()
+        is_frozen = group["is_last_layer"] and step < stage.frozen_last_layer * stage.num_steps
+        rate = stage.learning_rate.at(*done) * stage.rate_factor * group["factor"]
+        return 0.0 if is_frozen else rate, stage.weight_decay.at(*done) if group["decays"] else 0.0
 
     def state(self) -> dict[str, Tensor]:
-        """Every tensor that a resumed run needs, by name; of this process where they are shared out."""
-        tensors = {f"student.{name}": value.data for name, value in self.student.named_parameters()}
-        tensors |= {f"teacher.{name}": value.data for name, value in self.teacher.named_parameters()}
-        if self.gram is not None:
-            tensors |= {f"gram.{name}": value.data for name, value in self.gram.named_parameters()}
-        for name, parameter in self.student.named_parameters():
-            for key, value in self._moments(parameter).items():
-                tensors[f"optimizer.{key}.{name}"] = value
-        return tensors
-
-    def _moments(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """AdamW's, made where there was no step yet, so that they have names to be loaded under."""
-        assert self.optimizer is not None
-        held = self.optimizer.state[parameter]
-        if not held and parameter.requires_grad:
-            counter = torch.zeros((), device="cpu" if self._shared_out else parameter.device)
-            held |= {"step": counter, "exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
-        return dict(held)
-
-    @torch.no_grad()
-    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take back what `state` gave, in place. Its names must be those of `state`."""
-        for name, own in self.state().items():
-            own.copy_(tensors[name])
-
-
-def exchange(wrapped: nn.Module, is_last: bool) -> Any:
-    """Gradients are exchanged between the processes once a step, with the last portion."""
-    return wrapped.no_sync() if isinstance(wrapped, DistributedDataParallel) and not is_last else nullcontext()
+        """Every tensor that a resumed run needs, by name, to be written to; of this process where it is shared out."""
+        assert self.descent is not None
+        networks = named_tensors(student=self.student, teacher=self.teacher, gram=self.gram)
+        return networks | self.descent.state()
 
 
 def share_out(network: Network | PatchFeatures) -> None:
@@ -258,43 +216,6 @@ def parameter_groups(network: Network, stage: SelfDistillationStage) -> list[dic
         fresh = {"params": [], "factor": key[0], "decays": key[1], "is_last_layer": key[2]}
         groups.setdefault(key, fresh)["params"].append(parameter)
     return list(groups.values())
-
-
-def clip_gradients(network: nn.Module, most: float) -> Tensor:
-    """Scale all gradients so that their norm is `most` at most; the norm before."""
-    norm = nn.utils.clip_grad_norm_(network.parameters(), most)
-    whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # shared out: of all processes
-    return whole
-
-
-def local_tensors(network: nn.Module) -> list[Tensor]:
-    """The parameters' values; where they are shared out, this process's part."""
-    return [
-        parameter.data.to_local() if hasattr(parameter.data, "to_local") else parameter.data
-        for parameter in network.parameters()
-    ]
-
-
-@torch.no_grad()
-def copy_weights(source: nn.Module, target: nn.Module) -> None:
-    """And buffers, which files may hold with a rounding of their own."""
-    for given, taken in zip(local_tensors(source), local_tensors(target), strict=True):
-        taken.copy_(given)
-    for held, own in zip(source.buffers(), target.buffers(), strict=True):
-        own.copy_(held)
-
-
-def entropy(targets: Sequence[Targets]) -> Tensor:
-    """Mean entropy of the teacher's class-token targets, in nats: near 0 or log K it tells nothing apart."""
-    rows = torch.cat([one.dino.flatten(0, 1) for one in targets])
-    mean: Tensor = torch.special.entr(rows).sum(1).mean()
-    return mean
-
-
-def mixed_seed(seed: int, *parts: Any) -> int:
-    """63 bits from all of them; the same on every machine."""
-    words = [seed, *(int.from_bytes(str(part).encode(), "little") for part in parts)]
-    return int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
 
 
 def draw_step_masks(

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -39,18 +40,19 @@ class Probes:
 
 @dataclass(eq=False)
 class Watch:
-    """images: fixed ones of the pool, (n, 3, SIDE, SIDE), evenly spread over it."""
+    """Looks at images of a pool, which are read when it first does."""
 
-    images: Float[Tensor, "n P H W"]
+    pool: Pool
+    patch_size: int
     probes: Probes
     alarms: Alarms
 
-    @classmethod
-    def of_pool(cls, pool: Pool, patch_size: int, num_prototypes: int, probes: Probes | None = None) -> "Watch":
-        side = max(1, round(SIDE / patch_size)) * patch_size
-        places = np.linspace(0, len(pool) - 1, min(NUM_IMAGES, len(pool))).round().astype(int)
-        images = torch.stack([_squared(torch.from_numpy(pool.read(int(place)).image), side) for place in places])
-        return cls(images, probes or Probes(), Alarms({"class": num_prototypes}))
+    @cached_property
+    def images(self) -> Float[Tensor, "n P H W"]:
+        """Fixed ones, evenly spread over the pool, on squares of about 224 pixels."""
+        side = max(1, round(SIDE / self.patch_size)) * self.patch_size
+        places = np.linspace(0, len(self.pool) - 1, min(NUM_IMAGES, len(self.pool))).round().astype(int)
+        return torch.stack([_squared(torch.from_numpy(self.pool.read(int(place)).image), side) for place in places])
 
     def look(self, backbone: ViT, step: int, folder: Path, device: torch.device) -> dict[str, float]:
         """Numbers of a backbone in eval mode; its pictures go to `folder`."""
