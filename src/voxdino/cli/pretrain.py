@@ -51,7 +51,7 @@ def pretrain(
     """Pretrain a backbone on the pool of --workdir. Run it again to continue; under torchrun on many GPUs."""
     from voxdino.cli.values import parse_settings, parse_time_budget, run_folder_of
     from voxdino.models.registry import look_up
-    from voxdino.pretraining.probes import classification_set
+    from voxdino.preparation.classification import open_classification_set
     from voxdino.pretraining.recipes import PRETRAININGS, resized, with_teachers
     from voxdino.pretraining.run import TEACHER
     from voxdino.pretraining.run import pretrain as teach
@@ -70,7 +70,7 @@ def pretrain(
         end({"run_folder": str(run_folder), "config": config.to_json()}, None, as_json=json)
         return
     say(f"{config.recipe}: {Path(config.backbone).stem}; stages (steps x images): {stages}")
-    probes = Probes(pictures=classification_set(pictures) if pictures else None, workdir=probe)
+    probes = Probes(pictures=open_classification_set(pictures) if pictures else None, workdir=probe)
     summary = teach(
         workdir,
         config,

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,8 @@ from voxdino.core.records import Record
 
 IGNORE_INDEX = 255  # class index of voxels that neither train nor count, where there are fewer than 255 classes
 WIDE_IGNORE_INDEX = 65535  # the same where there are more
+
+LabelKind = Literal["single", "multi", "ordinal"]  # of cases: one class of many, any number of them, classes in order
 
 _BLOCK = 1 << 20  # voxels looked up at a time: fancy indexing makes 8-byte copies of what it is given
 _MAX_TOLD = 8  # undeclared values named in a message

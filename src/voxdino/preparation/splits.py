@@ -1,6 +1,8 @@
 """Folds: who is trained on and who is held back. Seeded, groups never torn apart, given splits respected."""
 
 import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from voxdino.core.errors import ConfigError, DatasetError
@@ -8,7 +10,7 @@ from voxdino.core.records import nearest
 from voxdino.core.safe_files import read_json
 from voxdino.preparation.case import Case, Dataset, Split
 
-__all__ = ["Split", "make_splits", "read_split"]
+__all__ = ["Split", "deal", "make_splits", "read_split"]
 
 _PREPARE_AGAIN = "run `voxdino prepare DATASET` again."
 
@@ -36,17 +38,32 @@ def make_splits(dataset: Dataset, num_folds: int = 5, seed: int = 0) -> tuple[Sp
         what = "cases" if len(groups) == len(dataset.cases) else "groups"
         fact = f"{num_folds} folds cannot be made of {len(groups)} {what}."
         raise DatasetError(fact, where=dataset.root, fix=f"say --set plan.num_folds=N with N from 2 to {len(groups)}.")
-    order = sorted(groups)
-    random.Random(seed).shuffle(order)
-    order.sort(key=lambda name: -len(groups[name]))  # stable: equal sizes stay shuffled
-    folds: list[list[str]] = [[] for _ in range(num_folds)]
-    for name in order:
-        min(folds, key=len).extend(groups[name])
+    folds = deal(groups, num_folds, seed=seed)
     everyone = sorted(case.id for case in dataset.cases)
     return tuple(
         Split(train=tuple(i for i in everyone if i not in held_back), val=tuple(sorted(held_back)))
         for held_back in map(set, folds)
     )
+
+
+def deal(
+    groups: Mapping[str, Sequence[str]], num_folds: int, *, seed: int, kinds: Mapping[str, str] | None = None
+) -> list[list[str]]:
+    """Ids in `num_folds` parts of nearly equal size, groups whole: shuffled, the largest dealt first.
+
+    kinds: of the groups; those of one kind are dealt to the part that has fewest cases of it.
+    """
+    order = sorted(groups)
+    random.Random(seed).shuffle(order)
+    order.sort(key=lambda name: -len(groups[name]))  # stable: equal sizes stay shuffled
+    folds: list[list[str]] = [[] for _ in range(num_folds)]
+    counts: list[Counter[str]] = [Counter() for _ in range(num_folds)]
+    for name in order:
+        kind = kinds[name] if kinds else ""
+        place = min(range(num_folds), key=lambda number: (counts[number][kind], len(folds[number])))
+        folds[place].extend(groups[name])
+        counts[place][kind] += len(groups[name])
+    return folds
 
 
 def read_split(path: Path, fold: int) -> Split:

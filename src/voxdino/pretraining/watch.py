@@ -12,10 +12,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from voxdino.models.backbones.vit import ViT
+from voxdino.preparation.classification import ClassificationSet
 from voxdino.pretraining.alarms import Alarms
 from voxdino.pretraining.pictures import draw_pca, draw_similarity
 from voxdino.pretraining.pool import Pool
-from voxdino.pretraining.probes import ClassificationSet, class_probe, effective_rank, feature_spread, patch_probe
+from voxdino.probes.class_tokens import class_probe
+from voxdino.probes.measures import effective_rank, feature_spread
+from voxdino.probes.patches import patch_probe
 
 NUM_IMAGES = 64
 NUM_SHOWN = 6

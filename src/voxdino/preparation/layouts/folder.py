@@ -4,19 +4,18 @@
 val are the one fold and test is kept apart. labels.json beside the CSV may name the classes: {"background": 0, ...}.
 """
 
-import csv
 import os
-from difflib import get_close_matches
 from pathlib import Path
 
-from voxdino.core.errors import DatasetError, ResourceError
+from voxdino.core.errors import DatasetError
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.labels import LabelSet
 from voxdino.core.records import nearest
-from voxdino.core.safe_files import read_json, require_file
+from voxdino.core.safe_files import read_json
 from voxdino.preparation.case import Case, Dataset, Split, SplitName
 from voxdino.preparation.findings import Finding
 from voxdino.preparation.layouts.description import NamedFiles, require_type, stem_of
+from voxdino.preparation.tables import read_table
 
 TABLE = "dataset.csv"
 LABELS = "labels.json"
@@ -32,7 +31,7 @@ def recognise(folder: Path, table: Path | None) -> bool:
 def read(folder: Path, table: Path | None, options: ReadOptions, labels: LabelSet | None) -> Dataset:
     """Errors: DatasetError for columns, rows and missing files; SafetyError for paths that leave the folder."""
     path = table or _find_table(folder)
-    columns, rows = _read_rows(path)
+    columns, rows = read_table(path, _COLUMNS, required=("image", "label"))
     files = NamedFiles(folder, options, path)
     drafts = [_case(row, line, path, files) for line, row in rows]
     files.require_all()
@@ -77,40 +76,6 @@ def _find_table(folder: Path) -> Path:
         fix = f"call the data set's one {TABLE}, or give its path in place of the folder."
         raise DatasetError(f"{len(tables)} CSV files: {names}.", where=folder, fix=fix)
     return tables[0]
-
-
-def _read_rows(path: Path) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-    """The columns, and (line, row) of every row that is not empty."""
-    require_file(path, kind=DatasetError)  # opening a named pipe would wait for ever
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            columns = [name.strip() for name in next(reader, [])]
-            rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
-    except UnicodeDecodeError as error:
-        raise DatasetError(f"is not UTF-8 text ({error.reason}).", where=path, fix="save it as UTF-8.") from None
-    except OSError as error:
-        fix = "check the permissions."
-        raise ResourceError(f"cannot be read ({error.strerror}).", where=path, fix=fix) from error
-    except csv.Error as error:
-        raise DatasetError(f"is no CSV table ({error}).", where=path, fix="save it as CSV with commas.") from None
-    if "image" not in columns or "label" not in columns:
-        wanted = "image" if "image" not in columns else "label"
-        fact = f"has the columns {', '.join(columns) or 'none'}, but no '{wanted}'.{nearest(wanted, columns)}"
-        raise DatasetError(fact, where=path, fix="the first line names the columns: image,label,group,split.")
-    for column in columns:
-        if columns.count(column) > 1:
-            raise DatasetError(f"the column '{column}' is there twice.", where=path, fix="remove one of them.")
-        absent = [name for name in _COLUMNS if name not in columns]
-        meant = get_close_matches(column, absent, n=1, cutoff=0.75) if column not in _COLUMNS else []
-        if meant:
-            fact = f"unknown column '{column}'. Did you mean '{meant[0]}'?"
-            raise DatasetError(fact, where=path, fix="rename the column, or remove it.")
-    odd = [line for line, row in rows if len(row) != len(columns)]
-    if odd:
-        fact = f"line {odd[0]} does not have {len(columns)} cells ({len(odd)} such lines)."
-        raise DatasetError(fact, where=path, fix="give every row one cell per column.")
-    return columns, [(line, dict(zip(columns, (cell.strip() for cell in row), strict=True))) for line, row in rows]
 
 
 def _case(row: dict[str, str], line: int, path: Path, files: NamedFiles) -> Case:

@@ -10,60 +10,84 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from voxdino.core.labels import LabelKind
 from voxdino.models.backbones.base import Backbone
+from voxdino.models.heads.objectives import OBJECTIVES
 
 STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)  # of the penalty, strong to weak: each fit starts where the last one ended
-HELD_OUT = 5  # every fifth example of the training part chooses the strength
 
 _ROUNDING = 1e-5  # a channel whose spread is a smaller share of its size is constant: float32 was here
 
 
 def fit_logistic(
     features: Float[Tensor, "N E"],
-    classes: Int[Tensor, " N"],
+    labels: Int[Tensor, " N"] | Int[Tensor, "N K"],
     num_classes: int,
     strength: float,
     *,
-    start: Float[Tensor, "K E1"] | None = None,
+    kind: LabelKind = "single",
+    start: Float[Tensor, "O E1"] | None = None,
     max_iterations: int = 500,
-) -> Float[Tensor, "K E1"]:
-    """Weights and, in the last column, biases that minimise mean cross-entropy + strength / 2 * |weights|^2.
+) -> Float[Tensor, "O E1"]:
+    """Weights and, in the last column, biases that minimise mean loss + strength / 2 * |weights|^2.
 
     The biases are not penalised. The problem is convex: where it starts does not matter.
     """
-    first = features.new_zeros(num_classes, features.shape[1] + 1) if start is None else start
-    return minimise(
-        lambda weights: F.cross_entropy(linear_logits(features, weights), classes) + penalty(weights, strength),
-        first,
-        max_iterations,
-    )
+    objective = OBJECTIVES[kind]
+    num_outputs = objective.num_outputs(num_classes)
+    first = features.new_zeros(num_outputs, features.shape[1] + 1) if start is None else start
+
+    root = _curvature_root(features, strength)
+
+    def used(scaled: Tensor) -> Tensor:
+        weights = torch.linalg.solve_triangular(root, scaled[:, :-1], upper=False, left=False)
+        if objective.tied:
+            weights = weights.mean(0, keepdim=True).expand(num_outputs, -1)
+        return torch.cat((weights, scaled[:, -1:]), dim=1)
+
+    def loss(scaled: Tensor) -> Tensor:
+        weights, share = used(scaled), num_outputs if objective.tied else 1  # the one direction counts once
+        return objective.loss(linear_logits(features, weights), labels) + penalty(weights, strength) / share
+
+    scaled = torch.cat((first[:, :-1] @ root, first[:, -1:]), dim=1)
+    return used(minimise(loss, scaled, max_iterations))
+
+
+def _curvature_root(features: Float[Tensor, "N E"], strength: float) -> Float[Tensor, "E E"]:
+    """Lower factor of features' features / 4 N + strength, which bounds the curvature of a logistic loss.
+
+    In coordinates of which it is the unit, L-BFGS needs a tenth of the iterations.
+    """
+    curvature = features.T @ features / (4 * len(features))
+    curvature.diagonal().add_(strength)
+    return torch.linalg.cholesky(curvature)
 
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """The best strength, the weights it gave, and (accuracy, loss) of all."""
+    """The best strength, the weights it gave, and the losses of all."""
 
     strength: float
     weights: Tensor
-    scores: dict[float, tuple[float, float]]
+    losses: dict[float, float]
 
 
 def choose(
     strengths: Sequence[float],
     fit: Callable[[float, Tensor | None], Tensor],
-    score: Callable[[Tensor], tuple[float, float]],
+    loss: Callable[[Tensor], float],
 ) -> Choice:
-    """Fit with every strength, strong to weak, each from where the last one ended; the best score wins, then the
-    smallest loss, then the stronger penalty.
+    """Fit with every strength, strong to weak, each from where the last one ended; the smallest loss (on cases that
+    were not fitted to) wins, then the stronger penalty.
     """
     weights: Tensor | None = None
     fits: dict[float, Tensor] = {}
     for strength in sorted(set(strengths), reverse=True):
         weights = fit(strength, weights)
         fits[strength] = weights
-    scores = {strength: score(found) for strength, found in fits.items()}
-    best = min(scores, key=lambda strength: (-scores[strength][0], scores[strength][1], -strength))
-    return Choice(best, fits[best], scores)
+    losses = {strength: loss(found) for strength, found in fits.items()}
+    best = min(losses, key=lambda strength: (losses[strength], -strength))
+    return Choice(best, fits[best], losses)
 
 
 @torch.enable_grad()
@@ -75,8 +99,8 @@ def minimise(loss: Callable[[Tensor], Tensor], start: Tensor, max_iterations: in
         [weights],
         max_iter=max_iterations,
         history_size=20,
-        tolerance_grad=1e-9 if precise else 1e-6,
-        tolerance_change=1e-14 if precise else 1e-9,
+        tolerance_grad=1e-8 if precise else 1e-6,
+        tolerance_change=1e-13 if precise else 1e-9,
         line_search_fn="strong_wolfe",
     )
 

@@ -19,8 +19,7 @@ from voxdino.models.registry import INPUT_BUILDERS, look_up
 from voxdino.models.segmenter import ModelConfig, Segmenter
 from voxdino.preparation.plan import Plan
 from voxdino.preparation.splits import read_split
-from voxdino.pretraining.fitting import (
-    HELD_OUT,
+from voxdino.probes.fitting import (
     STRENGTHS,
     choose,
     device_of,
@@ -31,10 +30,11 @@ from voxdino.pretraining.fitting import (
     spread,
     standardised,
 )
-from voxdino.pretraining.measures import effective_rank
+from voxdino.probes.measures import effective_rank
 
 FOREGROUND_SHARE = 0.8  # of the slices of a patch probe; the others are empty
 FINENESS = 4  # the finest grid that labels are compared on while fitting, per token and axis
+HELD_OUT = 5  # every fifth training case chooses the strength
 NUM_RANKED = 4096  # tokens that the effective rank is computed of
 
 
@@ -90,7 +90,7 @@ def patch_probe(
     found = choose(
         strengths,
         lambda strength, start: _fit_map(x[~held], train.shares[~held], strength, start, max_iterations),
-        lambda weights: (0.0, float(_map_loss(x[held], train.shares[held], weights))),
+        lambda weights: float(_map_loss(x[held], train.shares[held], weights)),
     )
     weights = _fit_map(x, train.shares, found.strength, found.weights, max_iterations)
     test = read(split.val, num_test_slices)

@@ -17,14 +17,16 @@ from voxdino.core.volume import LabelMap, Volume
 from voxdino.data.sampling import CaseExtent
 from voxdino.models.backbones.base import Backbone
 from voxdino.models.features import Features
+from voxdino.preparation.classification import load_image, open_classification_set
 from voxdino.preparation.dataset import read_dataset
 from voxdino.preparation.intensity import ChannelPolicy
 from voxdino.preparation.plan import Plan
 from voxdino.preparation.prepare import prepare
-from voxdino.pretraining.fitting import fit_logistic
-from voxdino.pretraining.measures import effective_rank, feature_spread, target_entropy
-from voxdino.pretraining.patch_probe import choose_probe_slices, patch_probe
-from voxdino.pretraining.probes import class_features, class_probe, classification_set, knn_accuracy, linear_probe
+from voxdino.probes.class_tokens import accuracy, class_features, class_probe
+from voxdino.probes.fitting import fit_logistic
+from voxdino.probes.knn import knn_probabilities
+from voxdino.probes.measures import effective_rank, feature_spread, target_entropy
+from voxdino.probes.patches import choose_probe_slices, patch_probe
 
 torch.set_num_threads(1)
 
@@ -57,11 +59,11 @@ class Pixels(Backbone):
 
 
 def two_clouds(number, *, seed=0, distance=1.0, width=5):
-    """Features of three classes around points that lie `distance` apart, and their labels 3, 7, 8."""
+    """Features of three classes around points that lie `distance` apart, and their labels."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, number)
     features = rng.normal(size=(number, width)) + distance * np.eye(3, width)[labels]
-    return torch.from_numpy(features).float(), torch.from_numpy(np.array([3, 7, 8])[labels])
+    return torch.from_numpy(features).float(), torch.from_numpy(labels)
 
 
 # Numbers of a set of features
@@ -126,15 +128,25 @@ def test_nearest_neighbours_vote_as_in_brute_force(k, temperature):
     train, features = two_clouds(90, distance=2), two_clouds(41, seed=1, distance=2)
     expected = brute_force_knn(*train, *features, k, temperature)
     assert 0.5 < expected < 1
-    assert knn_accuracy(*train, *features, k=k, temperature=temperature) == pytest.approx(expected)
-    longer = (features[0] * torch.arange(1.0, 42)[:, None], features[1])
-    assert knn_accuracy(*train, *longer, k=k, temperature=temperature) == pytest.approx(expected)
+    votes = knn_probabilities(*train, features[0], k=k, temperature=temperature, num_classes=3)
+    assert accuracy(votes, features[1]) == pytest.approx(expected)
+    longer = features[0] * torch.arange(1.0, 42)[:, None]
+    again = knn_probabilities(*train, longer, k=k, temperature=temperature, num_classes=3)
+    torch.testing.assert_close(again, votes, atol=1e-4, rtol=0)
+    torch.testing.assert_close(votes.sum(1), torch.ones(41).double())
 
 
 def test_one_near_neighbour_outvotes_two_far_ones():
-    train, labels = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.1]]), torch.tensor([0, 1, 1])
-    assert knn_accuracy(train, labels, torch.tensor([[2.0, 0.1]]), torch.tensor([0]), k=3) == 1
-    assert knn_accuracy(train, labels, torch.tensor([[2.0, 0.1]]), torch.tensor([0]), k=3, temperature=100.0) == 0
+    train, labels, near = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.0, 1.1]]), torch.tensor([0, 1, 1]), [[2.0, 0.1]]
+    assert knn_probabilities(train, labels, torch.tensor(near), k=3, num_classes=2)[0, 0] > 0.99
+    votes = knn_probabilities(train, labels, torch.tensor(near), k=3, temperature=100.0, num_classes=2)
+    torch.testing.assert_close(votes, torch.tensor([[1 / 3, 2 / 3]]).double(), atol=0.01, rtol=0)
+
+
+def test_neighbours_vote_for_each_of_several_labels():
+    train, labels = torch.eye(2), torch.tensor([[1, 1, 0], [0, 1, 0]])
+    votes = knn_probabilities(train, labels, torch.tensor([[1.0, 1.0]]), k=2, num_classes=3)
+    torch.testing.assert_close(votes, torch.tensor([[0.5, 1.0, 0.0]]).double())
 
 
 # Linear classifier
@@ -159,88 +171,46 @@ def test_the_fit_is_the_minimum_that_scipy_finds(strength):
     np.testing.assert_allclose(from_afar[:, :-1], found[:, :-1], atol=1e-5)
 
 
-def test_the_probe_is_the_same_every_time_and_chooses_a_strength():
-    train, test = two_clouds(150, distance=2), two_clouds(60, seed=1, distance=2)
-    first, second = (linear_probe(*train, *test) for _ in range(2))
-    assert torch.equal(first.weight, second.weight) and first.accuracy == second.accuracy
-    assert first.accuracy > 0.7 and first.classes == (3, 7, 8)
-    assert max(first.held_out.values()) == first.held_out[first.strength]
-    assert (first.predict(test[0]) == test[1]).double().mean() == first.accuracy
-
-
-def test_units_and_offsets_of_features_do_not_matter():
-    train, test = two_clouds(80, distance=2), two_clouds(60, seed=1, distance=2)
-    scale, shift = torch.tensor([1.0, 100.0, 0.01, 5.0, 1.0]), torch.tensor([0.0, 7.0, -3.0, 1.0, 0.0])
-    moved = linear_probe(train[0] * scale + shift, train[1], test[0] * scale + shift, test[1])
-    assert moved.accuracy == linear_probe(*train, *test).accuracy
-
-
-def test_a_channel_that_never_changes_does_no_harm_and_unknown_labels_are_wrong():
-    features, labels = two_clouds(60, distance=20)
-    wide = torch.cat((features, torch.full((60, 1), 0.3)), dim=1)
-    assert linear_probe(wide, labels, wide, labels).accuracy == 1
-    assert linear_probe(wide, labels, wide, labels + 100).accuracy == 0
-
-
-def test_too_little_to_learn_from_is_refused():
-    features, labels = two_clouds(9)
-    with pytest.raises(DatasetError, match=r"9 examples of 3 classes are too few"):
-        linear_probe(features, labels, features, labels)
-    with pytest.raises(DatasetError, match="of 1 classes are too few"):
-        linear_probe(features.repeat(3, 1), torch.ones(27, dtype=torch.int64), features, labels)
-
-
 # Sets of pictures
+
+
+SIZES = {"train": 40, "val": 10, "test": 21}
 
 
 def write_pictures(path, **changes):
     """Class 1 is bright."""
     arrays = {}
-    for part, number in (("train", 40), ("val", 10), ("test", 21)):
+    for part, number in SIZES.items():
         labels = np.arange(number) % 2
         noise = np.random.default_rng(number).integers(0, 60, (number, 6, 6))
         arrays[f"{part}_images"] = (noise + 120 * labels[:, None, None]).astype(np.uint8)
         arrays[f"{part}_labels"] = labels[:, None].astype(np.uint8)
-    np.savez(path, **{key: value for key, value in (arrays | changes).items() if value is not None})
+    np.savez(path, **arrays | changes)
     return path
 
 
 def test_bright_pictures_are_told_from_dark_ones(tmp_path):
-    pictures = classification_set(write_pictures(tmp_path / "bright.npz"))
-    assert pictures.train.images.shape == (40, 6, 6, 1) and pictures.val.labels.shape == (10,)
+    pictures = open_classification_set(write_pictures(tmp_path / "bright.npz"))
     result = class_probe(pictures, Pixels().eval(), side=8)
     assert (result.knn, result.linear, result.num_train, result.num_test) == (1, 1, 40, 21)
     fewer = class_probe(pictures, Pixels().eval(), side=8, num_train=12, num_test=5)
     assert (fewer.num_train, fewer.num_test) == (12, 5)
 
 
-def test_features_of_pictures_do_not_depend_on_the_batch(tmp_path):
-    images = classification_set(write_pictures(tmp_path / "bright.npz")).test.images
-    colour = np.repeat(images, 3, axis=3)
+def test_features_of_pictures_do_not_depend_on_the_batch_and_grey_is_grey_colour(tmp_path):
+    pictures = open_classification_set(write_pictures(tmp_path / "bright.npz"))
+    images = [load_image(case).array for case in pictures.splits["test"]]
     features = class_features(Pixels().eval(), images, batch_size=4)
     assert features.shape == (21, 3)
+    colour = [np.repeat(image, 3, axis=0) for image in images]
     torch.testing.assert_close(features, class_features(Pixels().eval(), colour, batch_size=21))
 
 
-@pytest.mark.parametrize(
-    "changes, words",
-    [
-        ({"test_labels": None}, r"has no test_images or test_labels \(found: test_images"),
-        ({"val_images": np.zeros((10, 6, 6, 6), np.uint8)}, r"val_images is uint8 of 10 x 6 x 6 x 6, no 8-bit"),
-        ({"train_images": np.zeros((40, 6, 6))}, r"train_images is float64"),
-        ({"train_labels": np.zeros((40, 14), np.uint8)}, r"560 numbers for 40 pictures.*one class per picture"),
-        ({"train_labels": np.array([{}] * 40)}, r"cannot be read as \.npz"),
-    ],
-)
-def test_other_sets_are_refused(tmp_path, changes, words):
-    with pytest.raises(DatasetError, match=words):
-        classification_set(write_pictures(tmp_path / "set.npz", **changes))
-
-
-def test_a_file_that_is_no_set_is_refused(tmp_path):
-    (tmp_path / "set.npz").write_bytes(b"hello")
-    with pytest.raises(DatasetError, match=r"set\.npz: cannot be read as \.npz"):
-        classification_set(tmp_path / "set.npz")
+def test_several_labels_per_picture_have_no_one_class_to_probe(tmp_path):
+    changes = {f"{part}_labels": np.eye(2, dtype=np.uint8)[np.arange(n) % 2] for part, n in SIZES.items()}
+    pictures = open_classification_set(write_pictures(tmp_path / "several.npz", **changes))
+    with pytest.raises(DatasetError, match=r"several\.npz: holds volumes, or several labels"):
+        class_probe(pictures, Pixels().eval(), side=8)
 
 
 # Patch tokens

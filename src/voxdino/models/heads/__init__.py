@@ -1,0 +1,1 @@
+"""Heads that classify: how tokens are pooled, and what their logits mean."""

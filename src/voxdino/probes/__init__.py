@@ -1,0 +1,1 @@
+"""What frozen features say: neighbours, linear and attentive probes, patches, retrieval, matching."""
