@@ -168,7 +168,7 @@ def test_the_fit_is_the_minimum_that_scipy_finds(strength):
     np.testing.assert_allclose(found[:, :-1], expected[:, :-1], atol=1e-4)
     assert loss(found.ravel()) <= loss(expected.ravel()) + 1e-9
     from_afar = fit_logistic(x, classes, 3, strength, start=torch.ones(3, 6).double()).numpy()
-    np.testing.assert_allclose(from_afar[:, :-1], found[:, :-1], atol=1e-5)
+    np.testing.assert_allclose(from_afar[:, :-1], found[:, :-1], atol=3e-5)
 
 
 # Sets of pictures

@@ -100,7 +100,7 @@ def minimise(loss: Callable[[Tensor], Tensor], start: Tensor, max_iterations: in
         max_iter=max_iterations,
         history_size=20,
         tolerance_grad=1e-8 if precise else 1e-6,
-        tolerance_change=1e-13 if precise else 1e-9,
+        tolerance_change=1e-14 if precise else 1e-9,
         line_search_fn="strong_wolfe",
     )
 

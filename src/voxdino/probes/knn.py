@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 CHUNK = 1024  # features compared with all neighbours at a time
@@ -10,7 +10,7 @@ CHUNK = 1024  # features compared with all neighbours at a time
 
 def knn_probabilities(
     train_features: Float[Tensor, "N E"],
-    train_labels: Int[Tensor, " N"] | Int[Tensor, "N K"],
+    train_labels: Int[Tensor, " N"] | Shaped[Tensor, "N K"],
     features: Float[Tensor, "M E"],
     *,
     num_classes: int,
@@ -20,6 +20,7 @@ def knn_probabilities(
     """Share of the votes of the k nearest neighbours that each class (or each of several labels) has.
 
     Neighbours by cosine similarity, each counts exp(similarity / temperature); k is at most N.
+    train_labels: classes (N,), or 0 and 1, or shares, of each (N, K).
     """
     assert k > 0 and temperature > 0, "k and temperature are above 0"
     labels = train_labels.cpu()

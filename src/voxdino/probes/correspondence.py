@@ -1,0 +1,82 @@
+"""Zero-shot matching between cases: the same place in another patient is where the features are most alike.
+
+Feature maps (E, *grid) cover the whole image: token i of n reaches from i / n to (i + 1) / n of its side. Points are in
+voxels, in array order; the centre of the first voxel is 0.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from voxdino.probes.knn import knn_probabilities
+
+
+def match_points(
+    source: Float[Tensor, "E *grid"],
+    target: Float[Tensor, "E *other"],
+    points: Float[Tensor, "P A"],
+    *,
+    source_shape: Sequence[int],
+    target_shape: Sequence[int],
+) -> Float[Tensor, "P A"]:
+    """Where each point of the source image lies in the target image: the centre of the token that is most like it.
+
+    The source's features are interpolated linearly at the point; likeness is the cosine.
+    *_shape: voxels of the two images.
+    """
+    asked = F.normalize(_features_at(source, points, source_shape), dim=1)  # (P, E)
+    tokens = F.normalize(target.flatten(1).float(), dim=0)  # (E, N)
+    best = (asked @ tokens).argmax(1)
+    places = torch.stack(torch.unravel_index(best, target.shape[1:]), dim=1)  # (P, A)
+    scale = torch.tensor([voxels / n for voxels, n in zip(target_shape, target.shape[1:], strict=True)])
+    return (places + 0.5) * scale - 0.5
+
+
+def transfer_labels(
+    source: Float[Tensor, "E *grid"],
+    target: Float[Tensor, "E *other"],
+    label: Int[Tensor, "*spatial"],
+    *,
+    target_shape: Sequence[int],
+    num_classes: int,
+    k: int = 5,
+    temperature: float = 0.07,
+) -> Int[Tensor, "*voxels"]:
+    """The source's label map brought to the target image: its tokens vote as in `knn_probabilities`.
+
+    A token counts for each class as much as the class fills it. Votes are interpolated to voxels; the largest wins.
+    """
+    kinds = F.one_hot(label.long(), num_classes).movedim(-1, 0).float()  # (K, *spatial)
+    pool = F.adaptive_avg_pool3d if label.ndim == 3 else F.adaptive_avg_pool2d
+    shares = pool(kinds, tuple(source.shape[1:])).flatten(1).T  # (N, K)
+    votes = knn_probabilities(
+        source.flatten(1).T, shares, target.flatten(1).T, num_classes=num_classes, k=k, temperature=temperature
+    )
+    grid = votes.T.reshape(1, num_classes, *target.shape[1:])
+    mode = "trilinear" if label.ndim == 3 else "bilinear"
+    return F.interpolate(grid, size=tuple(target_shape), mode=mode)[0].argmax(0)
+
+
+def distances_mm(
+    found: Float[Tensor, "P A"], truth: Float[Tensor, "P A"], spacing: Sequence[float]
+) -> Float[Tensor, " P"]:
+    """How far found points lie from the true ones. spacing: mm per voxel, in array order."""
+    return ((found - truth) * torch.tensor(spacing)).norm(dim=1)
+
+
+def mask_centre(label: Int[Tensor, "*spatial"], index: int) -> Float[Tensor, " A"]:
+    """The centre of mass of a class, in voxels; NaN where it is absent."""
+    return (label == index).nonzero().float().mean(0)
+
+
+def _features_at(
+    features: Float[Tensor, "E *grid"], points: Float[Tensor, "P A"], shape: Sequence[int]
+) -> Float[Tensor, "P E"]:
+    """Linear interpolation between the centres of tokens; beyond the outermost ones theirs."""
+    where = (points + 0.5) * 2 / torch.tensor(shape) - 1  # in [-1, 1] from edge to edge
+    lines = where.flip(1).reshape(1, *[1] * (features.ndim - 2), len(points), features.ndim - 1).float()
+    sampled = F.grid_sample(features[None].float(), lines, align_corners=False, padding_mode="border")
+    return sampled.reshape(len(features), -1).T
