@@ -11,7 +11,8 @@ from voxdino.core.io import write_label_map
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.labels import LabelSet, Region
 from voxdino.core.volume import LabelMap
-from voxdino.evaluation.evaluate import evaluate, pair_files, score_label_maps
+from voxdino.evaluation.evaluate import evaluate, pair_files
+from voxdino.evaluation.measure import score_label_maps
 from voxdino.evaluation.report import report_rows, report_table
 from voxdino.evaluation.scores import Scores
 

@@ -8,8 +8,9 @@ from voxdino.core.geometry import Grid
 from voxdino.core.io import write_label_map
 from voxdino.core.labels import LabelSet
 from voxdino.core.volume import LabelMap
-from voxdino.evaluation.evaluate import evaluate, score_label_maps
+from voxdino.evaluation.evaluate import evaluate
 from voxdino.evaluation.lesions import lesion_scores, match_lesions, summarise_lesions
+from voxdino.evaluation.measure import Measures, score_label_maps
 from voxdino.evaluation.metrics import LESION_METRICS, USUAL_METRICS
 from voxdino.evaluation.report import lesion_rows, lesion_table, report_rows
 from voxdino.evaluation.scores import LesionScores, Scores
@@ -143,7 +144,7 @@ def test_volumes_are_in_cubic_millimetres_and_single_slices_keep_their_thickness
     label[:2, :3, 1] = 2
     for array in (label, label[:, :, 1:2]):
         grid = Grid.from_spacing(array.shape, (0.5, 2.0, 3.0))
-        rows = score_label_maps(array, array, grid, LABELS, metrics=LESION_METRICS)
+        rows = score_label_maps(array, array, grid, LABELS, measures=Measures(metrics=LESION_METRICS))
         assert rows[1].lesions.volumes == (18.0,) and rows[1].lesions.found == (True,)
         assert rows[0].lesions.volumes == () and rows[0].values["lesion_f1"] is None
 

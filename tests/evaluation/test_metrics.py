@@ -10,13 +10,17 @@ import pytest
 from safetensors.numpy import load_file
 
 from voxdino.core.errors import GeometryError
-from voxdino.evaluation.masks import bounding_box, pair_masks
+from voxdino.evaluation.masks import pair_maps, pair_masks
 from voxdino.evaluation.metrics import METRICS
 from voxdino.evaluation.overlap import dice, iou
+from voxdino.evaluation.papers import COLUMNS
+from voxdino.evaluation.reference import CASES, SAME_DEFINITION
 from voxdino.evaluation.surface import cell_codes, element_areas, surface_distances
+from voxdino.models.reference import check_reference_values
 
 SPACINGS = {2: [(1.0, 1.0), (0.7, 2.3)], 3: [(1.0, 1.0, 1.0), (3.0, 0.8, 0.8), (0.9, 2.3, 5.1)]}
 SHAPES = [(9, 14), (5, 9, 11)]
+REFERENCE = Path(__file__).parent / "reference-values"
 
 
 def blobs(shape, seed, share=0.3):
@@ -34,59 +38,99 @@ def scores(prediction, reference, spacing, **options):
     return {name: metric.compute(pair) for name, metric in METRICS.items()}
 
 
+def elements_of(mask, spacing):
+    """Places (N, axes) and areas (N,) of all surface elements, cell by cell."""
+    areas, padded = element_areas(spacing), np.pad(mask, 1)
+    places, weights = [], []
+    for cell in product(*(range(size - 1) for size in padded.shape)):
+        corners = padded[tuple(slice(i, i + 2) for i in cell)].ravel()
+        if 0 < corners.sum() < corners.size:
+            places.append(np.array(cell) * spacing)
+            weights.append(areas[int((corners << np.arange(corners.size)).sum())])
+    return np.array(places), np.array(weights)
+
+
+def edges_of(mask, spacing):
+    """Places (N, axes) of all voxels with a neighbour outside, voxel by voxel."""
+    padded, steps = np.pad(mask, 1), np.eye(mask.ndim, dtype=int)
+    neighbours = [*steps, *-steps]
+    return np.array(
+        [
+            np.array(voxel) * spacing
+            for voxel in np.argwhere(padded)
+            if not all(padded[tuple(voxel + step)] for step in neighbours)
+        ]
+    )
+
+
+def nearest(places):
+    """Distances from each place of the first set to the second, and the other way round."""
+    between = np.linalg.norm(places[0][:, None] - places[1][None], axis=-1)
+    return between.min(axis=1), between.min(axis=0)
+
+
 def brute_force(prediction, reference, spacing, tolerance):
-    """HD95 and NSD from all pairs of surface elements, found cell by cell."""
-    areas = element_areas(spacing)
-    elements = []
-    for mask in (prediction, reference):
-        padded = np.pad(mask, 1)
-        found = []
-        for cell in product(*(range(size - 1) for size in padded.shape)):
-            corners = padded[tuple(slice(i, i + 2) for i in cell)].ravel()
-            if 0 < corners.sum() < corners.size:
-                found.append((np.array(cell) * spacing, areas[int((corners << np.arange(corners.size)).sum())]))
-        elements.append(found)
-    percentiles, within, area = [], 0.0, 0.0
-    for mine, other in (elements, elements[::-1]):
-        others = np.array([position for position, _ in other])
-        directed = sorted((np.linalg.norm(others - position, axis=1).min(), weight) for position, weight in mine)
-        total = sum(weight for _, weight in directed)
-        running = np.cumsum([weight for _, weight in directed]) / total
-        percentiles.append(next(d for (d, _), share in zip(directed, running, strict=True) if share >= 0.95))
-        within += sum(weight for d, weight in directed if d <= tolerance + 1e-9)
-        area += total
-    return max(percentiles), within / area
+    """Every surface metric from all pairs of elements."""
+    (places, weights) = zip(*(elements_of(mask, spacing) for mask in (prediction, reference)), strict=True)
+    percentiles, largest, within, total, area = [], 0.0, 0.0, 0.0, 0.0
+    for distances, weight in zip(nearest(places), weights, strict=True):
+        order = np.argsort(distances)
+        running = np.cumsum(weight[order]) / weight.sum()
+        percentiles.append(distances[order][np.flatnonzero(running >= 0.95)[0]])
+        largest = max(largest, distances.max())
+        within += weight[distances <= tolerance + 1e-9].sum()
+        total, area = total + (distances * weight).sum(), area + weight.sum()
+    sides = nearest([edges_of(mask, spacing) for mask in (prediction, reference)])
+    in_voxels = np.concatenate(nearest([edges_of(mask, (1.0,) * mask.ndim) for mask in (prediction, reference)]))
+    return {
+        "hd95": max(percentiles),
+        "hd": largest,
+        "assd": total / area,
+        "nsd": within / area,
+        "meddinov3:hd95": max(np.percentile(side, 95) for side in sides),
+        "meddinov3:nsd": (np.concatenate(sides) <= tolerance + 1e-9).mean(),
+        "dinomed3d:hd95": np.percentile(in_voxels, 95),
+        "segdino:hd95": np.percentile(in_voxels, 95),
+    }
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=["2d", "3d"])
-@pytest.mark.parametrize("seed", range(3))
-def test_surface_metrics_equal_brute_force(shape, seed):
-    prediction, reference = blobs(shape, seed)
-    for spacing in SPACINGS[len(shape)]:
-        got = scores(prediction, reference, spacing, tolerance=1.0)
-        hd95, nsd = brute_force(prediction, reference, spacing, 1.0)
-        assert got["hd95"] == pytest.approx(hd95, rel=1e-6)
-        assert got["nsd"] == pytest.approx(nsd, abs=1e-9)
+@pytest.mark.parametrize("ndim", [2, 3])
+@pytest.mark.parametrize("decade", range(10))
+def test_surface_metrics_equal_brute_force_on_two_hundred_pairs(ndim, decade):
+    for seed in range(10 * decade, 10 * decade + 10):
+        rng = np.random.default_rng(seed)
+        shape = tuple(rng.integers(3, 7 if ndim == 3 else 14, ndim).tolist())
+        spacing = tuple(rng.uniform(0.4, 4.0, ndim).tolist())
+        prediction, reference = blobs(shape, seed, share=rng.uniform(0.1, 0.6))
+        got = scores(prediction, reference, spacing, tolerance=1.5)
+        for name, value in brute_force(prediction, reference, spacing, 1.5).items():
+            assert got[name] == pytest.approx(value, rel=1e-6), (name, seed)
 
 
-def test_surface_metrics_equal_the_surface_distance_package():
-    folder = Path(__file__).parent / "reference-values"
-    values, masks = json.loads((folder / "metrics.json").read_text()), load_file(folder / "metrics.safetensors")
-    num_compared = 0
-    for name, case in values["cases"].items():
+def test_every_number_of_the_published_tools_is_met():
+    (result,) = check_reference_values(REFERENCE, CASES)
+    assert result.passed and result.largest_error <= result.tolerance == 1e-6
+
+
+@pytest.mark.parametrize("key", sorted({"surface_distance.average_mm", *SAME_DEFINITION.values()}))
+def test_a_number_that_differs_from_the_tools_is_noticed(key, tmp_path):
+    values = json.loads((REFERENCE / "metrics.json").read_text())
+    told = next(case for case in values["cases"].values() if case.get(key))
+    told[key] = [told[key][0] * (1 + 1e-5), told[key][1]] if isinstance(told[key], list) else told[key] * (1 + 1e-5)
+    (tmp_path / "metrics.json").write_text(json.dumps(values))
+    (tmp_path / "metrics.safetensors").write_bytes((REFERENCE / "metrics.safetensors").read_bytes())
+    (result,) = check_reference_values(tmp_path, CASES)
+    assert not result.passed and result.largest_error == pytest.approx(1e-5, rel=0.1)
+
+
+def test_the_share_of_surface_grows_with_the_tolerance_as_in_the_surface_distance_package():
+    values, masks = json.loads((REFERENCE / "metrics.json").read_text()), load_file(REFERENCE / "metrics.safetensors")
+    told = {name: case for name, case in values["cases"].items() if "surface_distance.nsd_2mm" in case}
+    assert len(told) > 4
+    for name, case in told.items():
         prediction, reference = (masks[f"{name}.{which}"].astype(bool) for which in ("prediction", "reference"))
-        for tolerance in (1.0, 2.0):
-            got = scores(prediction, reference, tuple(case["spacing_mm"]), tolerance=tolerance)
-            wanted = {
-                "hd95": case.get("surface_distance.hd95_mm"),
-                "nsd": case.get(f"surface_distance.nsd_{tolerance:.0f}mm"),
-                "dice": float(case["dice"]),
-            }
-            for metric, value in wanted.items():
-                if value is not None:
-                    assert got[metric] == pytest.approx(value, abs=1e-9, nan_ok=True), (name, metric)
-                    num_compared += 1
-    assert num_compared > 30
+        got = scores(prediction, reference, tuple(case["spacing_mm"]), tolerance=2.0)
+        assert got["nsd"] == pytest.approx(case["surface_distance.nsd_2mm"], rel=1e-9)
 
 
 def test_element_areas_by_hand():
@@ -139,6 +183,47 @@ def test_rules_for_empty_masks(shape):
     assert got["volume"] == got["volume_error"] == 0.0
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=["2d", "3d"])
+def test_empty_masks_can_be_scored_best_and_worst_instead(shape):
+    empty, full = np.zeros(shape, bool), np.ones(shape, bool)
+    spacing = SPACINGS[len(shape)][1]
+    for name, metric in METRICS.items():
+        if metric.better is None or metric.paper is not None:
+            assert metric.definition_under("score") == metric.definition
+            continue
+        best, worst = (1.0, 0.0) if metric.better == "higher" else (0.0, np.linalg.norm(np.multiply(shape, spacing)))
+        for prediction, reference, value in ((empty, empty, best), (empty, full, worst), (full, empty, worst)):
+            assert metric.value(pair_masks(prediction, reference, spacing), "score") == pytest.approx(value), name
+        assert metric.definition_under("score") == f"{metric.definition}:empty-scored"
+        assert "diagonal" in metric.rule_under("score") and "NaN" in metric.rule_under("undefined")
+        mask, other = blobs(shape, 1)
+        pair = pair_masks(mask, other, spacing)
+        assert metric.value(pair, "score") == metric.value(pair, "undefined")
+
+
+def test_the_papers_rules_for_empty_masks():
+    empty, full = np.zeros((4, 5), bool), np.ones((4, 5), bool)
+    pairs = ((empty, empty), (empty, full), (full, empty))  # (prediction, reference)
+    nan = float("nan")
+    wanted = {
+        "meddinov3:dice": (nan, 0.0, nan),
+        "meddinov3:hd95": (nan, nan, nan),
+        "meddinov3:nsd": (nan, 0.0, nan),
+        "nnunet:dice": (nan, 0.0, 0.0),
+        "nnunet:iou": (nan, 0.0, 0.0),
+        "dinomed3d:dice": (1.0, 0.0, 0.0),
+        "dinomed3d:hd95": (0.0, nan, nan),
+        "segdino:dice": (nan, 0.0, 0.0),
+        "segdino:iou": (nan, 0.0, 0.0),
+        "segdino:hd95": (0.0, nan, nan),
+    }
+    assert set(wanted) == set(COLUMNS)
+    for name, values in wanted.items():
+        for rule in ("undefined", "score"):
+            got = [COLUMNS[name].value(pair_masks(*pair, (1.0, 2.0)), rule) for pair in pairs]
+            assert got == pytest.approx(values, nan_ok=True), name
+
+
 @pytest.mark.parametrize("name", METRICS)
 def test_every_metric_states_its_rule_and_reaches_its_best_for_equal_masks(name):
     metric = METRICS[name]
@@ -186,11 +271,29 @@ def test_overlap_by_hand():
     assert iou(prediction, reference) == 1 / 4
 
 
-def test_bounding_box_is_the_smallest():
-    mask = np.zeros((6, 7, 8), bool)
-    mask[2, 3, 4] = mask[4, 3, 6] = True
-    assert bounding_box(mask) == (slice(2, 5), slice(3, 4), slice(4, 7))
-    assert mask[bounding_box(np.zeros_like(mask))].size == 0
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("shape", SHAPES, ids=["2d", "3d"])
+def test_boxes_of_all_structures_are_the_smallest_that_hold_both_masks(shape, order):
+    rng = np.random.default_rng(5)
+    maps = np.where(rng.random((2, *shape)) < 0.06, rng.integers(0, 90, (2, *shape)), 0).astype(np.uint8)
+    prediction, reference = (np.array(one, order=order) for one in maps)
+    members = [(index, index + 1) for index in range(1, 90)]  # overlapping regions, more than one word of bits
+    pair = pair_maps(prediction, reference, (1.0, 2.0, 3.0)[: len(shape)])
+    for indices, box in zip(members, pair.boxes(members), strict=True):
+        found = np.argwhere(np.isin(pair.prediction, indices) | np.isin(pair.reference, indices))
+        wanted = (
+            [slice(int(a), int(b) + 1) for a, b in zip(found.min(0), found.max(0), strict=True)] if len(found) else []
+        )
+        assert list(box) == (wanted or [slice(0, 0)] * len(shape))
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_no_metric_depends_on_the_order_in_memory(name):
+    prediction, reference = blobs((5, 9, 11), 3)
+    spacing = (3.0, 0.8, 0.5)
+    plain = METRICS[name].compute(pair_masks(prediction, reference, spacing))
+    turned = METRICS[name].compute(pair_masks(*map(np.asfortranarray, (prediction, reference)), spacing))
+    assert turned == pytest.approx(plain, rel=1e-12)
 
 
 def test_masks_of_different_shapes_are_refused():

@@ -28,7 +28,7 @@ def doctor(
     workdir: WorkdirOption = DEFAULT_WORKDIR,
     json: JsonOption = False,
 ) -> None:
-    """Report versions, device, memory, disk and weights; or compare models and losses with reference values."""
+    """Report versions, device, memory, disk and weights; or compare models and metrics with reference values."""
     if reference_values is not None:
         _compare(reference_values, json)
         return
@@ -50,11 +50,12 @@ def _compare(folder: Path, as_json: bool) -> None:
     from dataclasses import asdict
 
     from voxdino.core.errors import VoxdinoError
+    from voxdino.evaluation.reference import CASES as CASES_OF_METRICS
     from voxdino.models.reference import CASES, check_reference_values
     from voxdino.pretraining.reference import CASES as CASES_OF_PRETRAINING
     from voxdino.training.reference import CASES as CASES_OF_LOSSES
 
-    results = check_reference_values(folder, {**CASES, **CASES_OF_LOSSES, **CASES_OF_PRETRAINING})
+    results = check_reference_values(folder, {**CASES, **CASES_OF_LOSSES, **CASES_OF_PRETRAINING, **CASES_OF_METRICS})
     if as_json:
         print_json([asdict(result) for result in results])
     else:

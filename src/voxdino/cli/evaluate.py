@@ -1,5 +1,6 @@
 """`voxdino evaluate`: predictions against references, at the references' own grids, with intervals."""
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +17,18 @@ from voxdino.cli.options import (
     WorkersOption,
 )
 from voxdino.cli.output import counting, end, say
+
+
+class Paper(StrEnum):
+    meddinov3 = "meddinov3"
+    segdino = "segdino"
+    dinomed3d = "dinomed3d"
+    nnunet = "nnunet"
+
+
+class Empty(StrEnum):
+    undefined = "undefined"
+    score = "score"
 
 
 def evaluate(
@@ -40,6 +53,17 @@ def evaluate(
         ),
     ] = 0.0,
     tolerance: Annotated[float, typer.Option("--tolerance", min=0.0, help="Of NSD, in mm.")] = 1.0,
+    paper_compat: Annotated[
+        list[Paper] | None,
+        typer.Option("--paper-compat", help="Also the columns as this paper's authors compute them. Repeatable."),
+    ] = None,
+    empty: Annotated[
+        Empty, typer.Option("--empty", help="Empty masks: undefined, or score (both empty: best; one empty: worst).")
+    ] = Empty.undefined,
+    groups: Annotated[
+        Path | None,
+        typer.Option("--groups", metavar="CSV", help="case,group: intervals over patients. Default: the data set's."),
+    ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: scores.json with the predictions.")] = None,
     map_: MapOption = None,
     lossy_labels: LossyOption = None,
@@ -49,12 +73,13 @@ def evaluate(
     workers: WorkersOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Score predictions: Dice, IoU, HD95, NSD and volumes per case, with mean and 95 % interval."""
-    from voxdino.cli.references import find_pairs
+    """Score predictions: Dice, IoU, HD95, ASSD, NSD and volumes per case, with mean and 95 % interval."""
+    from voxdino.cli.references import find_pairs, read_groups
     from voxdino.cli.summaries import error_of, print_scores
     from voxdino.cli.values import read_options
     from voxdino.evaluation.evaluate import evaluate as score
     from voxdino.evaluation.metrics import LESION_METRICS, USUAL_METRICS
+    from voxdino.evaluation.papers import PAPERS
 
     options = read_options(
         label_map=map_,
@@ -63,15 +88,20 @@ def evaluate(
         trust_array_order=trust_array_order,
     )
     wanted = tuple(name.strip() for name in metrics.split(",")) if metrics else USUAL_METRICS
-    pairs, label_set = find_pairs(predictions, references, labels, options)
+    wanted += LESION_METRICS if lesions or lesion_overlap else ()
+    wanted += tuple(f"{paper}:{name}" for paper in paper_compat or () for name in PAPERS[paper])
+    pairs, label_set, known_groups = find_pairs(predictions, references, labels, options)
+    patients = known_groups if groups is None else read_groups(groups)
     with counting("scoring") as on_progress:
         scores = score(
             pairs,
             label_set,
             options,
             tolerance_mm=tolerance,
-            metrics=tuple(dict.fromkeys(wanted + LESION_METRICS)) if lesions or lesion_overlap else wanted,
+            metrics=tuple(dict.fromkeys(wanted)),
             min_overlap=lesion_overlap,
+            empty=empty.value,
+            groups=patients or None,
             num_workers=workers,
             strict=strict,
             on_progress=on_progress,

@@ -1,24 +1,26 @@
 """Which prediction belongs to which reference, and what their label values mean."""
 
+import csv
 from pathlib import Path
 
 from voxdino.core.errors import DatasetError, UsageError
 from voxdino.core.io import image_suffix, is_image
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.labels import LabelSet
-from voxdino.core.safe_files import read_json
+from voxdino.core.safe_files import read_json, require_file
 from voxdino.evaluation.evaluate import pair_files
 from voxdino.preparation.dataset import read_dataset
 from voxdino.preparation.layouts import msd
 from voxdino.preparation.plan import Plan
 
 Pairs = list[tuple[str, Path, Path]]
+Groups = dict[str, str]
 
 
 def find_pairs(
     predictions: Path, references: Path, labels_file: Path | None, options: ReadOptions
-) -> tuple[Pairs, LabelSet]:
-    """(case id, prediction, reference) of a folder of predictions, and the labels they share.
+) -> tuple[Pairs, LabelSet, Groups]:
+    """(case id, prediction, reference) of a folder of predictions, the labels they share, and case -> group.
 
     references: a data set, of which the cases that were predicted count; or a folder of label maps, all of which count.
     Errors: DatasetError where a folder is missing or nothing fits; UsageError where nothing says what the labels mean.
@@ -35,15 +37,38 @@ def find_pairs(
         if labels is None:
             fix = "name the labels with --labels dataset.json (or labels.json, or a run's plan.json)."
             raise UsageError("a folder of label maps does not say what its values mean.", where=references, fix=fix)
-        return pair_files(predictions, found), labels
+        return pair_files(predictions, found), labels, {}
     dataset = read_dataset(references, options, labels=labels)
     labels = dataset.labels
     if labels is None:
         fix = "name them with --labels plan.json of the run (or labels.json)."
         raise UsageError("the data set does not say what its label values mean.", where=references, fix=fix)
-    known = {case.id: case.label for case in (*dataset.cases, *dataset.test_cases) if case.label is not None}
+    cases = (*dataset.cases, *dataset.test_cases)
+    known = {case.id: case.label for case in cases if case.label is not None}
+    groups = {case.id: case.group for case in cases if case.group is not None}
     there = {path.name.removesuffix(image_suffix(path)) for path in predictions.glob("*") if is_image(path)}
-    return pair_files(predictions, {case: path for case, path in known.items() if case in there} or known), labels
+    pairs = pair_files(predictions, {case: path for case, path in known.items() if case in there} or known)
+    return pairs, labels, groups
+
+
+def read_groups(path: Path) -> Groups:
+    """case id -> patient of a CSV table with the columns case and group. Errors: DatasetError for any other table."""
+    require_file(path, kind=DatasetError)
+    fix = "write two columns with the heading case,group."
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = [[cell.strip() for cell in row] for row in csv.reader(file, strict=True) if any(row)]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise DatasetError(f"is no CSV table ({error}).", where=path, fix=fix) from None
+    if not rows or rows[0] != ["case", "group"]:
+        raise DatasetError(f"has the columns {', '.join(rows[0]) if rows else 'none'}.", where=path, fix=fix)
+    odd = next((row for row in rows[1:] if len(row) != 2 or not all(row)), None)
+    if odd is not None:
+        raise DatasetError(f"the row '{','.join(odd)}' is not a case and its group.", where=path, fix=fix)
+    groups = dict(rows[1:])
+    if len(groups) != len(rows) - 1:
+        raise DatasetError("names a case twice.", where=path, fix="give every case one row.")
+    return groups
 
 
 def read_labels(path: Path) -> LabelSet:

@@ -1,28 +1,9 @@
 """METRICS: every score voxdino computes, its unit, its definition and its rule for empty masks."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
-
 from voxdino.evaluation import overlap
 from voxdino.evaluation.masks import MaskPair
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One score of a pair of masks. Its rule for empty masks is the docstring of `compute`.
-
-    unit:       "" (a share), "length" (mm or pixels) or "volume" (ml; in 2-D mm² or pixels).
-    better:     which direction is the better one; None for plain facts.
-    definition: what exactly is computed, printed beside every number.
-    by_lesion:  counts connected components: computed only where asked for, since organs are not lesions.
-    """
-
-    compute: Callable[[MaskPair], float]
-    unit: Literal["", "length", "volume"]
-    better: Literal["higher", "lower"] | None
-    definition: str
-    by_lesion: bool = False
+from voxdino.evaluation.metric import Metric
+from voxdino.evaluation.papers import COLUMNS
 
 
 def dice(pair: MaskPair) -> float:
@@ -43,6 +24,27 @@ def hd95(pair: MaskPair) -> float:
     if pair.surfaces is None:
         return float("nan")
     return max(pair.surfaces.from_prediction.percentile(95.0), pair.surfaces.from_reference.percentile(95.0))
+
+
+def hd(pair: MaskPair) -> float:
+    """Hausdorff distance: the largest distance from one surface to the other.
+
+    Any mask empty: NaN (undefined); where only one is, the case is also counted as missed or as a false alarm.
+    """
+    if pair.surfaces is None:
+        return float("nan")
+    return float(max(pair.surfaces.from_prediction.distances[-1], pair.surfaces.from_reference.distances[-1]))
+
+
+def assd(pair: MaskPair) -> float:
+    """Average symmetric surface distance: the mean over the area of both surfaces together.
+
+    Any mask empty: NaN (undefined); where only one is, the case is also counted as missed or as a false alarm.
+    """
+    if pair.surfaces is None:
+        return float("nan")
+    directed = (pair.surfaces.from_prediction, pair.surfaces.from_reference)
+    return sum(d.mean * d.area for d in directed) / sum(d.area for d in directed)
 
 
 def nsd(pair: MaskPair) -> float:
@@ -85,6 +87,8 @@ METRICS: dict[str, Metric] = {
     "dice": Metric(dice, "", "higher", "dice"),
     "iou": Metric(iou, "", "higher", "iou"),
     "hd95": Metric(hd95, "length", "lower", "hd95:max-of-directed-area-weighted"),
+    "hd": Metric(hd, "length", "lower", "hd:surface-elements"),
+    "assd": Metric(assd, "length", "lower", "assd:area-weighted-over-both"),
     "nsd": Metric(nsd, "", "higher", "nsd:area-weighted"),
     "volume": Metric(volume, "volume", None, "volume:predicted"),
     "volume_error": Metric(volume_error, "volume", None, "volume:predicted-minus-reference"),
@@ -93,6 +97,7 @@ METRICS: dict[str, Metric] = {
         lesion_precision, "", "higher", "lesion-precision:overlapping-components", by_lesion=True
     ),
     "lesion_f1": Metric(lesion_f1, "", "higher", "lesion-f1:overlapping-components", by_lesion=True),
+    **COLUMNS,
 }
 LESION_METRICS = tuple(name for name, metric in METRICS.items() if metric.by_lesion)
-USUAL_METRICS = tuple(name for name in METRICS if name not in LESION_METRICS)
+USUAL_METRICS = tuple(name for name, metric in METRICS.items() if not metric.by_lesion and metric.paper is None)

@@ -12,7 +12,8 @@ from voxdino.core.errors import GeometryError
 from voxdino.core.labels import LabelSet
 from voxdino.core.safe_files import write_atomic
 from voxdino.core.volume import LabelMap, Volume
-from voxdino.evaluation.evaluate import score_label_maps, structures, union_mask
+from voxdino.evaluation.masks import union_mask
+from voxdino.evaluation.measure import Measures, score_label_maps, structures
 from voxdino.preparation.orientation import SliceAxis, slice_geometry, to_slices
 
 if TYPE_CHECKING:
@@ -127,9 +128,8 @@ def _rows_of(
     if any(item.grid.shape != volume.grid.shape for item in label_maps):
         raise GeometryError("image, reference and prediction have different shapes.", where=title, fix="use one grid.")
     indices = [labels.to_indices(item.array) for item in label_maps]
-    scores = (
-        [] if prediction is None else score_label_maps(indices[1], indices[0], volume.grid, labels, metrics=("dice",))
-    )
+    dice = Measures(metrics=("dice",))
+    scores = [] if prediction is None else score_label_maps(indices[1], indices[0], volume.grid, labels, measures=dice)
     geometry = slice_geometry(volume.grid, slice_axis if volume.grid.ndim == 3 else None)
     image = _to_grey(to_slices(volume.array, geometry), window)  # (D, H, W[, 3])
     there, claimed = to_slices(indices[0], geometry), to_slices(indices[-1], geometry)

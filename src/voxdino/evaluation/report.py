@@ -8,7 +8,9 @@ from voxdino.evaluation.scores import LesionBin, Scores, Share, Summary
 if TYPE_CHECKING:
     from rich.table import Table
 
-HEADINGS = {"dice": "Dice", "hd95": "HD95", "nsd": "NSD", "volume_error": "volume error"}  # the others: scores.json
+HEADINGS = {"dice": "Dice", "hd95": "HD95", "nsd": "NSD", "volume_error": "volume error"} | {
+    name: name for name, metric in METRICS.items() if metric.paper
+}  # the others: scores.json
 
 
 def report_rows(scores: Scores) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
@@ -32,7 +34,11 @@ def report_table(scores: Scores) -> "Table":
     from rich.table import Table
 
     header, rows = report_rows(scores)
-    notes = [f"{scores.num_cases} cases, mean [95 % bootstrap interval over cases]"]
+    over = "cases" if scores.num_patients is None else f"{scores.num_patients} patients"
+    notes = [f"{scores.num_cases} cases, mean [95 % bootstrap interval over {over}]"]
+    shown = [metric for metric in HEADINGS if metric in scores.definitions]
+    notes.append("computed: " + ", ".join(f"{name} {scores.definitions[name]}" for name in shown))
+    notes += [f"{count.structure}: in neither mask in {count.absent} cases" for count in scores.counts if count.absent]
     notes += scores.warnings
     notes += [f"not scored: {failed.case}: {failed.message}" for failed in scores.failed]
     table = Table(title="Scores", caption="\n".join(notes), caption_justify="left", title_justify="left")
@@ -98,6 +104,7 @@ def format_mean(row: Summary) -> str:
 
 
 def _heading(metric: str, scores: Scores) -> str:
-    unit = {"": "", "length": scores.length_unit, "volume": scores.volume_unit}[METRICS[metric].unit]
-    at = f" at {scores.tolerance:g} {scores.length_unit}" if metric == "nsd" else ""
+    of = METRICS[metric]
+    unit = {"length": scores.length_unit, "volume": scores.volume_unit}.get(of.unit, of.unit)
+    at = f" at {scores.tolerance:g} {scores.length_unit}" if metric.split(":")[-1] == "nsd" else ""
     return HEADINGS.get(metric, metric) + at + (f" ({unit})" if unit else "")

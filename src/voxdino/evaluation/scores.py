@@ -116,6 +116,8 @@ class StructureCounts(Record):
 class Scores(Record):
     """The result of `evaluate`.
 
+    num_patients: where cases were grouped by patient, how many; the intervals are over them. None: over cases.
+    empty: how empty masks count; "undefined": by every metric's own rule (`rules`).
     tolerance, length_unit: the tolerance of NSD and the unit of all lengths, "mm" ("px" where files state none).
     definitions: metric -> definition id.   rules: metric -> what it does with empty masks.
     lesions: per structure, where a lesion-wise metric was asked for.
@@ -133,6 +135,8 @@ class Scores(Record):
     warnings: tuple[str, ...]
     failed: tuple[FailedCase, ...]
     cases: tuple[StructureScores, ...]
+    num_patients: int | None = None
+    empty: Literal["undefined", "score"] = "undefined"
     lesions: tuple[LesionSummary, ...] = ()
 
     def mean(self, metric: str = "dice", structure: str = "mean") -> float | None:

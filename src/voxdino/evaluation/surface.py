@@ -1,4 +1,4 @@
-"""Distances between the surfaces of two masks, in mm: HD95 and NSD with surface elements weighted by their area.
+"""Distances between the surfaces of two masks, in mm: HD95, ASSD, NSD with surface elements weighted by their area.
 
 Definition (the one of Nikolov et al., "Clinically applicable segmentation of head and neck anatomy", JMIR 2021, and of
 their surface-distance package, with which the numbers agree): the surface runs between voxel centres. Every cell of
@@ -15,10 +15,11 @@ from functools import cache
 from itertools import product
 from math import prod
 
-import edt
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 from numpy.typing import NDArray
+
+from voxdino.evaluation.edges import distances_to
 
 Point = tuple[float, ...]
 
@@ -46,6 +47,11 @@ class DirectedDistances:
     def area(self) -> float:
         return float(self.weights.sum())
 
+    @property
+    def mean(self) -> float:
+        """Mean distance over the surface's area."""
+        return float(np.average(self.distances, weights=self.weights))
+
 
 @dataclass(frozen=True, eq=False)
 class SurfaceDistances:
@@ -64,13 +70,11 @@ def surface_distances(
     """
     areas = element_areas(spacing)
     codes = [cell_codes(mask) for mask in (prediction, reference)]
-    on_surface = [areas[code] > 0 for code in codes]
-    shortest = min(spacing)  # squared distances in this unit are exact in float32 for the usual ratios of spacings
-    relative = tuple(length / shortest for length in spacing)
+    full = np.uint8(2**2**prediction.ndim - 1)  # all corners inside
+    on_surface = [(code != 0) & (code != full) for code in codes]
     directed = []
     for code, mine, other in zip(codes, on_surface, reversed(on_surface), strict=True):
-        squared = edt.edtsq(~other, anisotropy=relative, black_border=False)
-        distances = np.sqrt(squared[mine].astype(np.float64)) * shortest
+        distances = distances_to(other, mine, spacing)
         order = np.argsort(distances, kind="stable")
         directed.append(DirectedDistances(distances[order], areas[code[mine]][order]))
     return SurfaceDistances(*directed)
@@ -78,12 +82,11 @@ def surface_distances(
 
 def cell_codes(mask: Bool[np.ndarray, "*spatial"]) -> UInt8[np.ndarray, "*cells"]:
     """Which corners of each 2 x 2 (x 2) cell lie inside, as bits, corner (0, 0, 1) being bit 1; shape + 1 per axis."""
-    padded = np.pad(mask, 1).view(np.uint8)
-    codes = np.zeros([size - 1 for size in padded.shape], np.uint8)
-    for bit, corner in enumerate(product((0, 1), repeat=mask.ndim)):
-        window = tuple(slice(start, start + size) for start, size in zip(corner, codes.shape, strict=True))
-        codes |= padded[window] << np.uint8(bit)
-    return codes
+    codes = np.pad(mask, 1).view(np.uint8)
+    for place, axis in enumerate(reversed(range(mask.ndim))):  # the last axis is the lowest bit of a corner's number
+        along = np.moveaxis(codes, axis, 0)
+        codes = np.moveaxis(along[:-1] | along[1:] << np.uint8(2**place), 0, axis)
+    return np.ascontiguousarray(codes)
 
 
 def element_areas(spacing: Sequence[float]) -> NDArray[np.float64]:
@@ -102,12 +105,12 @@ def element_normals(ndim: int) -> tuple[NDArray[np.float64], ...]:
     """
     corners = list(product((0, 1), repeat=ndim))
     table = []
-    for code in range(2 ** len(corners)):
+    for code in range(2 ** (len(corners) - 1)):
         inside = [corner for bit, corner in enumerate(corners) if code >> bit & 1]
         fewer = inside if 2 * len(inside) <= len(corners) else [corner for corner in corners if corner not in inside]
         pieces = [normal for group in _groups(fewer) for normal in _polygon_normals(_crossings(group))]
         table.append(np.array(pieces).reshape(-1, ndim))
-    return tuple(table)
+    return (*table, *reversed(table))  # inside and outside exchanged: the same surface
 
 
 def _neighbours(corner: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -149,11 +152,10 @@ def _polygon_normals(polygon: list[Point]) -> list[NDArray[np.float64]]:
     points = np.array(polygon)
     if points.shape[1] == 2:  # a segment: its normal, as long as itself
         return [np.array([1.0, -1.0]) * (points[1] - points[0])[::-1]]
-    splits = [
-        [np.cross(points[j] - points[i], points[k] - points[i]) / 2 for i, j, k in triangles]
-        for triangles in _triangulations(0, len(points) - 1)
-    ]
-    return max(splits, key=lambda normals: sum(np.linalg.norm(normal) for normal in normals))
+    triangles = points[np.array(_triangulations(0, len(points) - 1))]  # (splits, triangles, 3 points, 3 axes)
+    first, second, third = np.moveaxis(triangles, 2, 0)
+    splits = np.cross(second - first, third - first) / 2
+    return list(splits[np.linalg.norm(splits, axis=2).sum(axis=1).argmax()])
 
 
 def _triangulations(first: int, last: int) -> list[list[tuple[int, int, int]]]:
