@@ -12,7 +12,7 @@ from voxdino.core.io.options import ReadOptions
 from voxdino.core.labels import LabelSet, Region
 from voxdino.core.volume import LabelMap
 from voxdino.evaluation.evaluate import evaluate, pair_files
-from voxdino.evaluation.measure import score_label_maps
+from voxdino.evaluation.measure import Measures, score_label_maps
 from voxdino.evaluation.report import report_rows, report_table
 from voxdino.evaluation.scores import Scores
 
@@ -194,3 +194,75 @@ def test_an_unknown_metric_gets_the_nearest_name(tmp_path):
     with pytest.raises(UsageError, match="Did you mean 'hd95'"):
         evaluate(pairs, LABELS, metrics=["hd59"])
     assert set(evaluate(pairs, LABELS, metrics=["dice"]).definitions) == {"dice"}
+
+
+def test_both_rules_for_empty_masks_and_their_counts(tmp_path):
+    maps = {
+        "both": (label_map(), label_map()),
+        "missed": (label_map(lesion=False), label_map()),
+        "invented": (label_map(), label_map(lesion=False)),
+        "neither": (label_map(lesion=False), label_map(lesion=False)),
+    }
+    pairs = write_pairs(tmp_path, maps)
+    plain, scored = evaluate(pairs, LABELS), evaluate(pairs, LABELS, empty="score")
+    count = next(one for one in scored.counts if one.structure == "lesion")
+    assert (count.both, count.missed, count.false_alarm, count.absent) == (1, 1, 1, 1)
+    assert plain.mean("dice", "lesion") == pytest.approx((1 + 0 + 0) / 3)
+    assert scored.mean("dice", "lesion") == pytest.approx((1 + 0 + 0 + 1) / 4)
+    diagonal = np.linalg.norm([12 * 1, 10 * 2, 6 * 3])
+    assert scored.mean("hd95", "lesion") == pytest.approx((0 + diagonal + diagonal + 0) / 4)
+    assert plain.empty == "undefined" and scored.empty == "score"
+    assert scored.definitions["hd95"] == f"{plain.definitions['hd95']}:empty-scored"
+    assert all(row.num_undefined == 0 for row in scored.summary)
+    assert "lesion: in neither mask in 1 cases" in str(report_table(plain).caption)
+    assert f"hd95 = {scored.definitions['hd95']}" in str(report_table(scored).caption)
+
+
+def test_intervals_over_patients_keep_the_mean_and_widen_with_alike_cases(tmp_path):
+    maps = {f"p{i}s{j}": (label_map(shift=i % 4), label_map()) for i in range(5) for j in range(3)}
+    pairs = write_pairs(tmp_path, maps)
+    by_case = evaluate(pairs, LABELS)
+    by_patient = evaluate(pairs, LABELS, groups={case: case[:2] for case in maps if case[1] != "4"})
+    assert (by_case.num_patients, by_patient.num_patients) == (None, 4 + 3)  # the cases of no group are their own
+    for one, other in zip(by_case.summary, by_patient.summary, strict=True):
+        assert one.mean == pytest.approx(other.mean) and one.num_cases == other.num_cases == 15
+    widths = [
+        next(row.high - row.low for row in scores.summary if (row.structure, row.metric) == ("liver", "dice"))
+        for scores in (by_case, by_patient)
+    ]
+    assert widths[1] > 1.3 * widths[0]
+    assert "7 patients" in str(report_table(by_patient).caption)
+    assert any("7 patients: intervals" in warning for warning in by_patient.warnings)
+
+
+def test_lesions_of_a_patient_are_resampled_together(tmp_path):
+    maps = {f"p{i}s{j}": (label_map(lesion=i > 0), label_map()) for i in range(4) for j in range(2)}
+    pairs = write_pairs(tmp_path, maps)
+    options = {"metrics": ("lesion_recall",)}
+    by_case = evaluate(pairs, LABELS, **options).lesions[1]
+    by_patient = evaluate(pairs, LABELS, groups={case: case[:2] for case in maps}, **options).lesions[1]
+    assert by_case.num_reference == by_patient.num_reference == 8
+    assert by_case.recall.value == by_patient.recall.value == 0.75
+    assert by_patient.recall.low < by_case.recall.low
+
+
+def test_papers_average_over_classes_after_cases(tmp_path):
+    maps = {"a": (label_map(shift=1), label_map()), "b": (label_map(lesion=False), label_map(lesion=False))}
+    scores = evaluate(write_pairs(tmp_path, maps), LABELS, metrics=("dice", "nnunet:dice"))
+    rows = {(row.case, row.structure): row.values["dice"] for row in scores.cases}
+    lesion, liver = rows["a", "lesion"], (rows["a", "liver"] + rows["b", "liver"]) / 2
+    assert scores.mean("nnunet:dice") == pytest.approx((liver + lesion) / 2)
+    assert scores.mean("dice") == pytest.approx(((rows["a", "liver"] + lesion) / 2 + rows["b", "liver"]) / 2)
+
+
+def test_segdino_columns_are_in_its_pixels_and_refuse_volumes(tmp_path):
+    array = np.zeros((2, 128, 64), np.uint8)
+    array[0, 20:60, 10:40], array[1, 20:60, 13:40] = 1, 1
+    labels = LabelSet(names=("background", "mole"), ids=(0, 1))
+    grid = Grid.from_spacing((128, 64), (0.5, 0.5))
+    (row,) = score_label_maps(*array, grid, labels, measures=Measures(metrics=("hd", "segdino:hd95", "segdino:dice")))
+    assert row.values["hd"] == pytest.approx(3 * 0.5)
+    assert row.values["segdino:hd95"] == pytest.approx(3 * 256 / 64)
+    assert row.values["segdino:dice"] == pytest.approx(2 * 27 / (27 + 30))
+    scores = evaluate(write_pairs(tmp_path, {"a": (label_map(), label_map())}), LABELS, metrics=("segdino:dice",))
+    assert "pictures of 256 x 256" in scores.failed[0].message

@@ -275,8 +275,8 @@ def test_overlap_by_hand():
 @pytest.mark.parametrize("shape", SHAPES, ids=["2d", "3d"])
 def test_boxes_of_all_structures_are_the_smallest_that_hold_both_masks(shape, order):
     rng = np.random.default_rng(5)
-    maps = np.where(rng.random((2, *shape)) < 0.06, rng.integers(0, 90, (2, *shape)), 0).astype(np.uint8)
-    prediction, reference = (np.array(one, order=order) for one in maps)
+    maps = np.where(rng.random((2, *shape)) < 0.06, rng.integers(0, 95, (2, *shape)), 0)
+    prediction, reference = (np.array(one, order=order, dtype="u1" if order == "C" else "i8") for one in maps)
     members = [(index, index + 1) for index in range(1, 90)]  # overlapping regions, more than one word of bits
     pair = pair_maps(prediction, reference, (1.0, 2.0, 3.0)[: len(shape)])
     for indices, box in zip(members, pair.boxes(members), strict=True):

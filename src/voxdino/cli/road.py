@@ -151,6 +151,7 @@ def score_held_back(
             plan.labels,
             plan.read_options,
             metrics=metrics,
+            groups={case.id: case.group for case in cases if case.group is not None} or None,
             num_workers=num_workers,
             on_progress=on_progress,
         )

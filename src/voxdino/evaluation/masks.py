@@ -96,14 +96,14 @@ class MapPair:
 
     def _boxes(self, structures: Sequence[Sequence[int]]) -> list[Box]:
         """Of up to 64 structures: each is a bit, and the bits of a row, column or plane are united."""
-        bits = np.zeros(np.iinfo(self.prediction.dtype).max + 1, np.uint64)
+        bits = np.zeros(max(map(max, structures)) + 2, np.uint64)  # the last stands for all indices above
         for place, members in enumerate(structures):
             bits[list(members)] |= np.uint64(1 << place)
         shape = self.prediction.shape
         planes = (array.reshape(-1, *shape[-2:]) for array in (self.prediction, self.reference))
         found = [np.zeros(size, np.uint64) for size in (self.prediction.size // prod(shape[-2:]), *shape[-2:])]
         for z, (claimed, there) in enumerate(zip(*planes, strict=True)):
-            marked = bits[claimed] | bits[there]  # (H, W)
+            marked = np.take(bits, claimed, mode="clip") | np.take(bits, there, mode="clip")  # (H, W)
             columns = np.bitwise_or.reduce(marked, axis=0)
             found[0][z] = np.bitwise_or.reduce(columns)
             found[1] |= np.bitwise_or.reduce(marked, axis=1)

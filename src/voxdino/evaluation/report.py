@@ -37,7 +37,7 @@ def report_table(scores: Scores) -> "Table":
     over = "cases" if scores.num_patients is None else f"{scores.num_patients} patients"
     notes = [f"{scores.num_cases} cases, mean [95 % bootstrap interval over {over}]"]
     shown = [metric for metric in HEADINGS if metric in scores.definitions]
-    notes.append("computed: " + ", ".join(f"{name} {scores.definitions[name]}" for name in shown))
+    notes.append("definitions: " + ", ".join(f"{name} = {scores.definitions[name]}" for name in shown))
     notes += [f"{count.structure}: in neither mask in {count.absent} cases" for count in scores.counts if count.absent]
     notes += scores.warnings
     notes += [f"not scored: {failed.case}: {failed.message}" for failed in scores.failed]
