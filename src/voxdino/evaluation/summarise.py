@@ -21,7 +21,7 @@ from voxdino.evaluation.scores import (
     StructureScores,
     Summary,
 )
-from voxdino.evaluation.statistics import FEW_CASES, MeanInterval, mean_interval, pooled_interval
+from voxdino.evaluation.statistics import MeanInterval, mean_interval, pooled_interval, warn_of_few
 
 Values = NDArray[np.float64]
 
@@ -108,7 +108,7 @@ def _summary(
 
 def _interval(values: Values, patients: NDArray[np.int64] | None) -> MeanInterval:
     """Mean of one column (num_cases, 1) of values; its interval is over cases, or over patients where given."""
-    return mean_interval(values[:, 0].tolist()) if patients is None else _mean_of_means(values, patients)
+    return mean_interval(values[:, 0].tolist(), groups=None if patients is None else patients.tolist())
 
 
 def _mean_of_means(values: Values, patients: NDArray[np.int64] | None) -> MeanInterval:
@@ -182,10 +182,7 @@ def _count(name: str, outcomes: Sequence[Outcome]) -> StructureCounts:
 
 
 def _warnings(num: int, counts: Sequence[StructureCounts], units: Mapping[str, str], by_patient: bool) -> list[str]:
-    warnings = []
-    if num < FEW_CASES:
-        what = "patients" if by_patient else "cases"
-        warnings.append(f"{num} {what}: intervals over fewer than {FEW_CASES} tend to be too narrow.")
+    warnings = list(warn_of_few(num, "patients" if by_patient else "cases"))
     for count in counts:
         if count.absent + count.false_alarm and not count.both + count.missed:
             warnings.append(f"{count.structure} is in no reference: nothing can be said about finding it.")
