@@ -15,6 +15,7 @@ from voxdino.cli.pool import pool
 from voxdino.cli.predict import predict
 from voxdino.cli.prepare import prepare
 from voxdino.cli.pretrain import pretrain
+from voxdino.cli.report import report
 from voxdino.cli.run import run
 from voxdino.cli.weights import app as weights
 
@@ -47,6 +48,7 @@ app.command("prepare", rich_help_panel=ROAD)(prepare)
 app.command("finetune", rich_help_panel=ROAD)(finetune)
 app.command("predict", rich_help_panel=ROAD)(predict)
 app.command("evaluate", rich_help_panel=ROAD)(evaluate)
+app.command("report", rich_help_panel=ROAD)(report)
 app.command("pool", rich_help_panel=PRETRAINING)(pool)
 app.command("pretrain", rich_help_panel=PRETRAINING)(pretrain)
 app.command("demo", rich_help_panel=HELP)(demo)

@@ -23,6 +23,10 @@ COLOURS = ("#56b4e9", "#e69f00", "#009e73", "#f0559b", "#f0e442", "#0072b2", "#d
 PANEL, GAP, HEADING, LEGEND = 2.6, 0.06, 0.24, 0.4  # inches
 SOFT_TISSUE = (-160.0, 240.0)  # Hounsfield units shown where the image is a CT (its air gives it away)
 
+Frame = tuple[str, str]  # colours of the paper around the pictures and of the words on it
+LIGHT: Frame = ("white", "#333333")
+DARK: Frame = ("#101519", "#c9d3db")
+
 CaseToDraw = tuple[str, Volume, LabelMap, LabelMap | None]  # title, image, reference, prediction if there is one
 
 
@@ -37,10 +41,11 @@ def overlay_picture(
     num_slices: int = 3,
     slice_axis: SliceAxis = "S",
     window: tuple[float, float] | None = None,
+    frame: Frame = LIGHT,
 ) -> None:
     """A PNG of one case: a row per slice with image | reference | prediction. See `overlay_grid`."""
     case = (title, volume, reference, prediction)
-    overlay_grid(path, [case], labels, slices_per_case=num_slices, slice_axis=slice_axis, window=window)
+    overlay_grid(path, [case], labels, slices_per_case=num_slices, slice_axis=slice_axis, window=window, frame=frame)
 
 
 def overlay_grid(
@@ -51,6 +56,7 @@ def overlay_grid(
     slices_per_case: int = 1,
     slice_axis: SliceAxis = "S",
     window: tuple[float, float] | None = None,
+    frame: Frame = LIGHT,
 ) -> None:
     """A PNG of several cases: a row per slice with image | reference | prediction, with the Dice of each structure.
 
@@ -58,7 +64,7 @@ def overlay_grid(
 
     Slices are those that show most of the reference, turned as a DICOM viewer shows them, in true proportions.
     slice_axis: world axis that slices are stacked along (volumes).  window: file values shown black and white; default:
-    the soft tissue window for CT, else the middle 99 % of the values.
+    the soft tissue window for CT, else the middle 99 % of the values.  frame: colours of the paper and of its words.
     Errors: GeometryError where the three do not share a shape; ResourceError when it cannot be written.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -70,7 +76,7 @@ def overlay_grid(
     heights = [PANEL * min(row.size[0] / row.size[1], 1.6) for row in rows]  # inches
     num_panels = 3 if any(case[3] is not None for case in cases) else 2
     width, height = num_panels * PANEL + (num_panels + 1) * GAP, sum(heights) + len(rows) * HEADING + LEGEND
-    figure = Figure(figsize=(width, height), facecolor="white")
+    figure = Figure(figsize=(width, height), facecolor=frame[0])
     FigureCanvasAgg(figure)
     top = height
     for row, row_height in zip(rows, heights, strict=True):
@@ -80,13 +86,21 @@ def overlay_grid(
             left = GAP + column * (PANEL + GAP)
             axis = figure.add_axes((left / width, top / height, PANEL / width, row_height / height))
             _draw(axis, row, masks)
-            axis.set_title(heading, fontsize=8, color="#333333", pad=3)
+            axis.set_title(heading, fontsize=8, color=frame[1], pad=3)
         if row.dice:
             _write_dice(axis, row, names)
     shown = [i for i in range(len(names)) if any(row.reference[i].any() or row.prediction[i].any() for row in rows)]
     if shown:
         patches = [Patch(color=_colour(i), label=names[i]) for i in shown[:12]]
-        figure.legend(handles=patches, loc="lower center", ncols=6, fontsize=8, frameon=False, borderaxespad=0.2)
+        figure.legend(
+            handles=patches,
+            loc="lower center",
+            ncols=6,
+            fontsize=8,
+            frameon=False,
+            borderaxespad=0.2,
+            labelcolor=frame[1],
+        )
     with write_atomic(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150, metadata={"Software": None})
 

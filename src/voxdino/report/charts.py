@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import floor, log10, sqrt
 
 import numpy as np
 
@@ -113,10 +113,12 @@ def draw_forest(section: ForestSection, width: float) -> str:
     known = [row for row in section.rows if row.interval.mean is not None]
     if not known:
         return drawing(width, 60, f"{section.title}: nothing is defined", text(0, 30, "nothing is defined", "tick"))
-    is_narrow, is_long = width < NARROW, len(section.rows) > 40
-    step = 40 if is_narrow else 18 if is_long else 28
-    names = 0 if is_narrow else min(220, 7.2 * max(len(row.name) for row in section.rows) + 16)
-    numbers = 0 if is_narrow else 158 if any(row.interval.low is not None for row in known) else 62
+    has_intervals = any(row.interval.low is not None for row in known)
+    is_stacked = width < NARROW and has_intervals
+    step = 40 if is_stacked else 28 if len(section.rows) <= 15 else 20
+    widest = 0.4 * width if width < NARROW else 260
+    names = 0 if is_stacked else min(widest, 7.2 * max(len(row.name) for row in section.rows) + 16)
+    numbers = 0 if is_stacked else 158 if has_intervals else 52
     ends = [v for row in known for v in (row.interval.mean, row.interval.low, row.interval.high) if v is not None]
     axis = axis_of(ends, names + 4, width - numbers - 8)
     height = 14 + step * len(section.rows) + 44
@@ -127,17 +129,17 @@ def draw_forest(section: ForestSection, width: float) -> str:
         parts += [line(at, 8, at, bottom, "grid"), text(at, bottom + 18, label, "tick", "middle")]
     for place, row in enumerate(section.rows):
         middle = 14 + step * (place + 0.5)
-        parts += _draw_forest_row(axis, row, middle, width, is_narrow)
+        parts += _draw_forest_row(axis, row, middle, width, is_stacked)
     parts += [line(axis.start, bottom, axis.end, bottom, "axis")]
     parts += [text(axis.end, bottom + 37, section.axis_label, "label", "end")]
     told = "; ".join(f"{row.name} {interval_text(row.interval)}" for row in section.rows[:20])
     return drawing(width, height, f"{section.axis_label}. {told}", *parts)
 
 
-def _draw_forest_row(axis: Axis, row: ForestRow, middle: float, width: float, is_narrow: bool) -> list[str]:
-    words = middle - 8 if is_narrow else middle + 4
-    middle = middle + 6 if is_narrow else middle
-    room = width - 150 if is_narrow else axis.start - 16
+def _draw_forest_row(axis: Axis, row: ForestRow, middle: float, width: float, is_stacked: bool) -> list[str]:
+    words = middle - 8 if is_stacked else middle + 4
+    middle = middle + 6 if is_stacked else middle
+    room = width - 150 if is_stacked else axis.start - 16
     name = element("title", markup(row.name)) + text(0, words, shorten(row.name, room, 6.8), "name")
     parts = [element("g", name), text(width, words, interval_text(row.interval), "value", "end")]
     low, mean, high = row.interval.low, row.interval.mean, row.interval.high
@@ -153,7 +155,7 @@ def draw_ranks(section: RankSection, width: float) -> str:
     order = sorted(range(len(section.names)), key=lambda i: section.mean_ranks[i])
     ranks = [section.mean_ranks[i] for i in order]
     num, half = len(order), (len(order) + 1) // 2
-    side = 96.0 if width < NARROW else 190.0
+    side = 104.0 if width < NARROW else 250.0
     axis = Axis(1.0, float(max(2, num)), side, width - side)
     groups = _groups(ranks, section.critical_difference)
     top, first = 56.0, 56.0 + 26 + 9 * len(groups)
@@ -171,7 +173,7 @@ def draw_ranks(section: RankSection, width: float) -> str:
         edge, anchor = (side - 10, "end") if is_left else (width - side + 10, "start")
         x = axis.place(rank)
         parts.append(path([(x, top), (x, y), (edge, y)], "leader"))
-        words = shorten(f"{section.names[i]} {rank:.2f}", side - 14, 6.6)
+        words = f"{shorten(section.names[i], side - 48, 6.8)} {rank:.2f}"
         end = edge - 4 if is_left else edge + 4
         hint = element("title", markup(f"{section.names[i]}: mean rank {rank:.2f}"))
         parts.append(element("g", hint, text(end, y + 4, words, "name", anchor)))
@@ -226,15 +228,16 @@ def draw_agreement(section: AgreementSection, width: float) -> str:
     unit = f" ({section.unit})" if section.unit else ""
     parts = plot.frame(f"mean of reference and prediction{unit}", f"prediction − reference{unit}")
     parts.append(line(plot.x.start, plot.y.place(0), plot.x.end, plot.y.place(0), "axis"))
+    digits = max(0, 2 - floor(log10(spread))) if spread else None
     for name, level in levels.items():
         at = plot.y.place(level)
         parts.append(line(plot.x.start, at, plot.x.end, at, "reference" if name == "mean" else "limit"))
         if spread or name == "mean":
-            parts.append(text(plot.x.end + 6, at + 4, f"{name} {number(level)}", "value"))
+            parts.append(text(plot.x.end + 6, at + 4, f"{name} {number(level, digits)}", "value"))
     for mean, difference, point in zip(means, differences.tolist(), section.points, strict=True):
         hint = f"{point.case}: reference {number(point.reference)}, predicted {number(point.predicted)}{unit}"
         parts.append(dot(plot.x.place(mean), plot.y.place(difference), 4, "dot faint c0", hint))
-    told = f"mean difference {number(middle)}, limits {number(middle - spread)} to {number(middle + spread)}{unit}"
+    told = ", ".join(f"{name} {number(level, digits)}{unit}" for name, level in levels.items())
     return drawing(width, height, f"Agreement over {len(means)} cases: {told}", *parts)
 
 

@@ -26,7 +26,7 @@ from voxdino.report.page import (
 )
 from voxdino.report.texts import best_rows, cell_text, markup, number, numeric, range_text
 
-WIDE, NARROW = 760.0, 330.0  # pixels that charts are drawn for: a desktop's column and a phone's
+WIDE, NARROW = 880.0, 330.0  # pixels that charts are drawn for: a desktop's column and a phone's
 LONG_TABLE = 24  # rows; longer ones scroll in a box of their own
 
 
@@ -43,7 +43,7 @@ def render(page: ReportPage) -> str:
         for name, section in zip(names, page.sections, strict=True)
     )
     sections = "\n".join(
-        f'<section id="{name}" aria-labelledby="{name}-title" class="{section.kind}">'
+        f'<section id="{name}" aria-labelledby="{name}-title" data-kind="{section.kind}">'
         f'<h2 id="{name}-title">{markup(section.title)}</h2>\n{_SECTIONS[section.kind](section)}</section>'
         for name, section in zip(names, page.sections, strict=True)
     )

@@ -30,6 +30,11 @@ def number(value: float, digits: int | None = None) -> str:
     return f"{value:.{digits or 0}f}".replace("-", "−")
 
 
+def p_value(p: float) -> str:
+    """ "p = 0.012", "p < 0.001"."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
 def cell_text(cell: Cell, column: Column) -> str:
     """A cell on one line: "0.912 [0.899, 0.923]", "–" for what is undefined."""
     if isinstance(cell, Interval):

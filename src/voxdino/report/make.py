@@ -1,0 +1,101 @@
+"""Results to a page: one result with all it has, or several compared."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from voxdino.core.io.options import ReadOptions
+from voxdino.core.labels import LabelSet
+from voxdino.preparation.dataset import read_dataset
+from voxdino.preparation.plan import Plan
+from voxdino.report.compare import comparison_sections
+from voxdino.report.page import FailedFile, FailureSection, GallerySection, ReportPage, Section
+from voxdino.report.pictures import gallery_section
+from voxdino.report.results import Result, read_results
+from voxdino.report.run_sections import cost_section, curve_sections, run_facts, run_warnings, settings_section
+from voxdino.report.score_sections import failure_section, score_facts, score_sections
+
+VALIDATION = "validation"  # where `voxdino run` leaves predictions
+
+
+def make_page(paths: Sequence[Path], *, dataset: Path | None = None, title: str | None = None) -> ReportPage:
+    """The page of one result, or of several side by side.
+
+    paths:   each a run's folder, a folder of predictions with scores.json, or a file of scores.
+    dataset: with the images: the lowest, middle and highest case are then drawn (of one result).
+    Errors: DatasetError, ConfigError naming the file; those of reading images.
+    """
+    results = read_results(paths)
+    if len(results) == 1:
+        return _page_of_one(results[0], dataset, title)
+    return _page_of_several(results, title)
+
+
+def _page_of_one(result: Result, dataset: Path | None, title: str | None) -> ReportPage:
+    facts: list[tuple[str, str]] = []
+    warnings: list[str] = []
+    sections: list[Section] = []
+    if result.scores is not None:
+        facts += score_facts(result.scores)
+        warnings += result.scores.warnings
+        whole = score_sections(result.scores)
+        gallery = None if dataset is None else _gallery(result, dataset)
+        sections += [*whole[:-2], *([gallery] if gallery else []), failure_section(result.scores)]
+    if result.run is not None:
+        facts += run_facts(result.run)
+        warnings += run_warnings(result.run)
+        sections += [*curve_sections(result), cost_section(result.run)]
+    if result.scores is not None:
+        sections += whole[-2:]
+    if result.run is not None:
+        sections.append(settings_section(result.run))
+    told = {(True, True): "A run and its scores", (True, False): "A run", (False, True): "Scores of predictions"}
+    return ReportPage(
+        title=title or result.name,
+        subtitle=told[result.run is not None, result.scores is not None],
+        facts=tuple(facts),
+        warnings=tuple(dict.fromkeys(warnings)),
+        sections=tuple(sections),
+    )
+
+
+def _page_of_several(results: Sequence[Result], title: str | None) -> ReportPage:
+    scored = [result.scores for result in results if result.scores is not None]
+    cases = [{row.case for row in scores.cases} for scores in scored]
+    shared = len(set.intersection(*cases)) if cases else 0
+    warnings = [f"{r.name}: {words}" for r in results if r.run is not None for words in run_warnings(r.run)]
+    if any(len(one) != shared for one in cases):
+        warnings.append(f"The results are of different cases; they share {shared}, over which they are compared.")
+    if len({tuple(sorted(scores.definitions.items())) for scores in scored}) > 1:
+        warnings.append("The results were measured by different definitions or metrics: compare with care.")
+    warnings += [words for scores in scored for words in scores.warnings]
+    failed = tuple(
+        FailedFile(f"{r.name}: {one.case}", one.message) for r in results if r.scores for one in r.scores.failed
+    )
+    facts = [("results", str(len(results))), ("cases in common", str(shared))]
+    return ReportPage(
+        title=title or "Comparison",
+        subtitle=", ".join(result.name for result in results),
+        facts=tuple(facts),
+        warnings=tuple(dict.fromkeys(warnings)),
+        sections=(*comparison_sections(results), FailureSection(title="What failed", items=failed)),
+    )
+
+
+def _gallery(result: Result, dataset: Path) -> GallerySection | None:
+    assert result.scores is not None
+    options, labels = _reading(result)
+    found = read_dataset(dataset, options, labels=labels)
+    if found.labels is None:
+        return None
+    cases = {case.id: case for case in (*found.cases, *found.test_cases) if case.label is not None}
+    inside = result.folder / VALIDATION
+    return gallery_section(result.scores, cases, inside if inside.is_dir() else result.folder, found.labels, options)
+
+
+def _reading(result: Result) -> tuple[ReadOptions, LabelSet | None]:
+    """How the run read its files: as its plan says."""
+    plan = result.folder / "plan.json"
+    if not plan.is_file():
+        return ReadOptions(), None
+    made = Plan.read(plan)
+    return made.read_options, made.labels
