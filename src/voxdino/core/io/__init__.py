@@ -25,6 +25,7 @@ __all__ = [
     "ReadOptions",
     "image_suffix",
     "is_image",
+    "is_scan",
     "read_grid",
     "read_label_map",
     "read_volume",
@@ -40,31 +41,31 @@ _NO_FAULT_OF_THE_FILE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 class Format:
     """How one kind of file is read and written.
 
-    read:        (path, max_bytes, frames_as_channels) -> Volume in the file's own values, NaN and all.
-    read_labels: (path, options) -> Volume of one channel with the label values.
-    read_grid:   (path) -> grid and number of channels.
+    read:        (path, max_bytes, frames_as_channels, series) -> Volume in the file's own values, NaN and all.
+    read_labels: (path, options, like) -> Volume of one channel with the label values.
+    read_grid:   (path, series) -> grid and number of channels.
     write:       (path, (C, *spatial), grid, like); None where we only read.
     """
 
-    read: Callable[[Path, int | None, bool], Volume]
-    read_labels: Callable[[Path, ReadOptions], Volume]
-    read_grid: Callable[[Path], tuple[Grid, int]]
+    read: Callable[[Path, int | None, bool, str | None], Volume]
+    read_labels: Callable[[Path, ReadOptions, Path | None], Volume]
+    read_grid: Callable[[Path, str | None], tuple[Grid, int]]
     write: Callable[[Path, NDArray[Any], Grid, Path | None], None] | None
 
 
-def _read_picture(path: Path, max_bytes: int | None, frames_as_channels: bool) -> Volume:
+def _read_picture(path: Path, max_bytes: int | None, frames_as_channels: bool, series: str | None) -> Volume:
     from voxdino.core.io import pictures
 
     return pictures.read(path)
 
 
-def _read_picture_labels(path: Path, options: ReadOptions) -> Volume:
+def _read_picture_labels(path: Path, options: ReadOptions, like: Path | None) -> Volume:
     from voxdino.core.io import pictures
 
     return pictures.read_labels(path, options)
 
 
-def _read_picture_grid(path: Path) -> tuple[Grid, int]:
+def _read_picture_grid(path: Path, series: str | None) -> tuple[Grid, int]:
     from voxdino.core.io import pictures
 
     return pictures.read_grid(path)
@@ -76,28 +77,47 @@ def _write_picture(path: Path, array: NDArray[Any], grid: Grid, like: Path | Non
     pictures.write(path, array, grid)
 
 
+def _read_dicom(path: Path, max_bytes: int | None, frames_as_channels: bool, series: str | None) -> Volume:
+    from voxdino.core.io import dicom
+
+    return dicom.read(path, max_bytes=max_bytes, series=series)
+
+
+def _read_dicom_labels(path: Path, options: ReadOptions, like: Path | None) -> Volume:
+    from voxdino.core.io import dicom
+
+    return dicom.read_labels(path, options, None if like is None else read_grid(like, series=options.series)[0])
+
+
+def _read_dicom_grid(path: Path, series: str | None) -> tuple[Grid, int]:
+    from voxdino.core.io import dicom
+
+    return dicom.read_grid(path, series=series)
+
+
 def _like_nifti(like: Path | None) -> Path | None:
     return like if like is not None and image_suffix(like) in nifti.SUFFIXES else None
 
 
 _NIFTI = Format(
-    lambda path, limit, frames: nifti.read(path, max_bytes=limit, frames_as_channels=frames),
-    lambda path, _: nifti.read(path),
-    nifti.read_grid,
+    lambda path, limit, frames, _: nifti.read(path, max_bytes=limit, frames_as_channels=frames),
+    lambda path, *_: nifti.read(path),
+    lambda path, _: nifti.read_grid(path),
     lambda path, array, grid, like: nifti.write(path, array, grid, like=_like_nifti(like)),
 )
 _NRRD = Format(
-    lambda path, limit, frames: nrrd.read(path, max_bytes=limit, frames_as_channels=frames),
-    lambda path, _: nrrd.read(path),
-    nrrd.read_grid,
+    lambda path, limit, frames, _: nrrd.read(path, max_bytes=limit, frames_as_channels=frames),
+    lambda path, *_: nrrd.read(path),
+    lambda path, _: nrrd.read_grid(path),
     lambda path, array, grid, _: nrrd.write(path, array, grid),
 )
 _META = Format(
-    lambda path, limit, _: metaimage.read(path, max_bytes=limit),
-    lambda path, _: metaimage.read(path),
-    metaimage.read_grid,
+    lambda path, limit, *_: metaimage.read(path, max_bytes=limit),
+    lambda path, *_: metaimage.read(path),
+    lambda path, _: metaimage.read_grid(path),
     lambda path, array, grid, _: metaimage.write(path, array, grid),
 )
+_DICOM = Format(_read_dicom, _read_dicom_labels, _read_dicom_grid, None)
 _PICTURE = Format(_read_picture, _read_picture_labels, _read_picture_grid, _write_picture)
 
 READERS: dict[str, Format] = {
@@ -110,8 +130,16 @@ READERS: dict[str, Format] = {
     ".png": _PICTURE,
     ".tif": _PICTURE,
     ".tiff": _PICTURE,
+    **dict.fromkeys((".dcm", ".dicom"), _DICOM),
     **dict.fromkeys((".jpg", ".jpeg", ".bmp", ".gif"), replace(_PICTURE, write=None)),
 }
+
+
+def is_scan(path: str | PathLike[str]) -> bool:
+    """Whether a folder or an archive holds DICOM files, or a file of any name is one: by the first bytes of some."""
+    from voxdino.core.io import dicom
+
+    return dicom.is_scan(Path(path))
 
 
 def image_suffix(path: str | PathLike[str]) -> str:
@@ -131,30 +159,36 @@ def read_volume(
     nan_policy: NanPolicy = "refuse",
     max_bytes: int | None = None,
     frames_as_channels: bool = False,
+    series: str | None = None,
 ) -> Volume:
     """An image (C, *spatial) in the file's own values and type; float32 only where the file itself sets a scale.
 
     nan_policy:         see ReadOptions.
     max_bytes:          the most that the decoded image may take; None: 90 % of the free memory.
     frames_as_channels: read the frames of a 4-D file as channels in place of refusing it.
+    series:             see ReadOptions.
+    `path` may also be a folder or a zip archive with a DICOM series.
     Errors: ImageError, GeometryError; SafetyError for sizes over the limit.
     """
     file = Path(path)
     with reading(file):
-        volume = _format(file).read(file, max_bytes, frames_as_channels)
+        volume = _format(file).read(file, max_bytes, frames_as_channels, series)
     array, notes = require_finite(volume.array, nan_policy, file)
     return Volume(array, volume.grid, (*volume.notes, *notes, *note_inexact(array)), file)
 
 
-def read_label_map(path: str | PathLike[str], *, options: ReadOptions | None = None) -> LabelMap:
+def read_label_map(
+    path: str | PathLike[str], *, options: ReadOptions | None = None, like: str | PathLike[str] | None = None
+) -> LabelMap:
     """A label map (*spatial) of integers, exact also beyond 2^53, with the options' value mapping applied.
 
+    like: the image it belongs to, on whose grid DICOM segmentations and contours are put; no other format needs it.
     Errors: LabelError for values that are no whole numbers, lossy files, colour; ImageError, GeometryError.
     """
     file = Path(path)
     chosen = options or ReadOptions()
     with reading(file):
-        volume = _format(file).read_labels(file, chosen)
+        volume = _format(file).read_labels(file, chosen, None if like is None else Path(like))
     if volume.num_channels != 1:
         fact = f"has {volume.num_channels} channels; a label map has one number per voxel."
         raise LabelError(fact, where=file, fix="save the labels as one channel of integers.")
@@ -164,11 +198,11 @@ def read_label_map(path: str | PathLike[str], *, options: ReadOptions | None = N
     return LabelMap(array, volume.grid, volume.notes, file)
 
 
-def read_grid(path: str | PathLike[str]) -> tuple[Grid, int]:
-    """Grid and number of channels (frames count as channels), from the header alone."""
+def read_grid(path: str | PathLike[str], *, series: str | None = None) -> tuple[Grid, int]:
+    """Grid and number of channels (frames count as channels), from the header alone. series: see ReadOptions."""
     file = Path(path)
     with reading(file):
-        return _format(file).read_grid(file)
+        return _format(file).read_grid(file, series)
 
 
 def write_label_map(path: str | PathLike[str], labels: LabelMap, *, like: str | PathLike[str] | None = None) -> None:
@@ -218,6 +252,8 @@ def reading(path: Path) -> Iterator[None]:
 
 def _format(path: Path) -> Format:
     suffix = image_suffix(path)
+    if path.is_dir() or (not suffix and is_scan(path)):
+        return _DICOM
     if suffix:
         return READERS[suffix]
     if path.name.lower().endswith(nifti.PAIR_SUFFIXES):

@@ -16,6 +16,9 @@ class ReadOptions(Record):
     geometry_tolerance: mm by which grids that must agree may differ. None: 1 % of a voxel.
     trust_array_order:  image and label of equal shape lie on each other whatever their headers say.
     allow_external:     paths in a data set's description may leave its folder.
+    series:             DICOM: the series to read where a folder holds several, by its number or its UID.
+    segments:           DICOM SEG and RTSTRUCT: (name or number in the file, label) pairs; the others are not read, and
+                        where some overlap the later one wins. (): every segment, by its own number.
     """
 
     nan_policy: NanPolicy = "refuse"
@@ -24,3 +27,5 @@ class ReadOptions(Record):
     geometry_tolerance: float | None = None
     trust_array_order: bool = False
     allow_external: bool = False
+    series: str | None = None
+    segments: tuple[tuple[str, int], ...] = ()
