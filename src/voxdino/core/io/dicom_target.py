@@ -13,7 +13,6 @@ from pydicom.dataset import Dataset
 from voxdino.core.errors import ImageError, LabelError
 from voxdino.core.geometry import Grid, canonical_transpose
 from voxdino.core.labels import LabelSet
-from voxdino.core.records import Record
 from voxdino.core.segments import MOST_CHARACTERS
 from voxdino.core.volume import LabelMap
 
@@ -28,19 +27,6 @@ _IMAGE_TAGS = (
     "FrameOfReferenceUID", "Rows", "Columns", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient",
     "PixelSpacing", "SliceThickness", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 )  # fmt: skip
-
-
-class DicomOutput(Record):
-    """What a DICOM object says beside its voxels.
-
-    model, version: of what made the segments: a model's name and the first digits of its digest.
-    keep_patient:   copy name, ID, birth date, sex, accession number, study ID, date and time, and referring physician
-                    from the images. Without it these stay empty, and the UIDs alone say what the object belongs to.
-    """
-
-    model: str = "voxdino"
-    version: str = "unknown"
-    keep_patient: bool = False
 
 
 @dataclass(frozen=True)

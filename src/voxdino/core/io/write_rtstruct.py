@@ -15,13 +15,13 @@ from voxdino.core.errors import GeometryError, ImageError
 from voxdino.core.io.contours import trace_polygons
 from voxdino.core.io.dicom_target import (
     PATIENT_TAGS,
-    DicomOutput,
     Frames,
     Segment,
     list_segments,
     require_reference,
     to_frames,
 )
+from voxdino.core.io.options import DicomOutput
 from voxdino.core.labels import LabelSet
 from voxdino.core.safe_files import write_atomic
 from voxdino.core.segments import segment_code, segment_colour
