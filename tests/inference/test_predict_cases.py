@@ -22,7 +22,7 @@ from voxdino.core.geometry import Grid
 from voxdino.core.io import read_label_map, read_volume, write_label_map, write_volume
 from voxdino.core.safe_files import digest_file
 from voxdino.core.volume import Volume
-from voxdino.inference import run
+from voxdino.inference import ledger, memory, run, team
 from voxdino.inference.cases import find_cases
 from voxdino.inference.load import load_model, save_model
 from voxdino.inference.predictor import PredictSettings
@@ -70,7 +70,7 @@ def test_every_case_is_predicted_on_its_own_grid_and_recorded(model, images, cas
 def test_the_same_call_again_keeps_everything_and_computes_nothing(model, cases, tmp_path, monkeypatch):
     predict_cases(cases, model, tmp_path / "out")
     before = contents(tmp_path / "out")
-    monkeypatch.setattr(run, "predict_volume", None)
+    monkeypatch.setattr(team, "predict_volume", None)
     assert predict_cases(cases, model, tmp_path / "out").num_kept == 3
     assert contents(tmp_path / "out") == before
 
@@ -86,11 +86,11 @@ def test_killed_at_any_point_the_same_command_ends_with_the_same_bytes(
 ):
     predict_cases(cases, model, tmp_path / "whole")
     with monkeypatch.context() as patch:
-        target = {"before case": "predict_volume", "after output": "measure_volumes", "in record": "write_record"}[
-            point
-        ]
-        owner = run._Ledger if target == "write_record" else run
-        name = "write_now_and_then" if target == "write_record" else target
+        owner, name = {
+            "before case": (team, "predict_volume"),
+            "after output": (run, "measure_volumes"),
+            "in record": (ledger.Ledger, "write_now_and_then"),
+        }[point]
         original, count = getattr(owner, name), [0]
 
         def kill(*arguments, **settings):
@@ -100,7 +100,7 @@ def test_killed_at_any_point_the_same_command_ends_with_the_same_bytes(
             return original(*arguments, **settings)
 
         patch.setattr(owner, name, kill)
-        patch.setattr(run._Ledger, "write", _only_first(run._Ledger.write))  # a killed run has no last word
+        patch.setattr(ledger.Ledger, "write", _only_first(ledger.Ledger.write))  # a killed run has no last word
         with pytest.raises(Killed):
             predict_cases(cases, model, tmp_path / "out")
     (tmp_path / "out" / ".tmp-aaaaaa-99999999-bb.nii.gz").write_bytes(b"half")
@@ -201,7 +201,7 @@ def test_an_input_is_never_the_output(model, tmp_path):
 
 
 def test_too_little_memory_is_said_before_any_work(model, cases, tmp_path, monkeypatch):
-    monkeypatch.setattr(run, "available_memory", lambda: 1000)
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
     with pytest.raises(ResourceError, match=r"9 x 11 x 6 voxels need about .* 1000 bytes are free"):
         predict_cases(cases, model, tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.nii.gz"))
@@ -352,7 +352,7 @@ def test_an_input_that_goes_while_it_is_read_fails_alone(model, cases, tmp_path,
             raise OSError(number, os.strerror(number), str(path))
         return digest_file(path)
 
-    monkeypatch.setattr(run, "digest_file", digest)
+    monkeypatch.setattr(ledger, "digest_file", digest)
     with pytest.raises(PartialError, match=rf"1 of 3 .*{os.strerror(number)}"):
         predict_cases(cases, model, tmp_path / "out")
 
@@ -416,6 +416,6 @@ def test_nan_scores_set_the_case_aside(model, cases, tmp_path, monkeypatch):
     def broken(*_, **__):
         raise CheckpointError("the model gives NaN")
 
-    monkeypatch.setattr(run, "predict_volume", broken)
+    monkeypatch.setattr(team, "predict_volume", broken)
     with pytest.raises(PartialError, match="case_0: the model gives NaN"):
         predict_cases(cases, model, tmp_path / "out")

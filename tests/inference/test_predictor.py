@@ -5,11 +5,13 @@ import pytest
 import torch
 from conftest import LABELS, make_plan, make_volume, model_by_hand, with_plan
 
-from voxdino.core.errors import CheckpointError, PlanError, ResourceError
+from voxdino.core.errors import CheckpointError, PlanError, ResourceError, UsageError
 from voxdino.core.geometry import Grid
 from voxdino.core.volume import Volume
+from voxdino.inference.frame import normalise_tensor, rounded_weights
 from voxdino.inference.predictor import PredictSettings, predict_slabs, predict_volume
-from voxdino.preparation.intensity import ChannelScaling
+from voxdino.preparation.intensity import ChannelScaling, normalise
+from voxdino.preparation.slices import CaseSlices
 
 SCALING = (ChannelScaling(source=0, lower=-1000.0, upper=1000.0, mean=0.0, sd=1.0),)
 
@@ -20,8 +22,12 @@ def threshold_logits(image):
     return torch.stack((torch.zeros_like(middle), middle * 10, (middle - 0.5) * 20), dim=1)
 
 
+def sliced(image, scaling=SCALING):
+    return CaseSlices(image, image.shape[2:], scaling)
+
+
 def all_logits(model, image, scaling=SCALING, **settings):
-    slabs = list(predict_slabs(model, image, scaling, PredictSettings(amp="off", **settings)))
+    slabs = list(predict_slabs(model, sliced(image, scaling), PredictSettings(amp="off", **settings)))
     assert [first for first, _ in slabs] == list(np.cumsum([0, *(len(logits) for _, logits in slabs[:-1])]))
     return torch.cat([logits for _, logits in slabs])
 
@@ -91,12 +97,12 @@ def test_small_slices_are_padded_to_the_tile_as_crops_are_in_training():
 
 def test_a_slice_of_one_tile_takes_one_pass_and_many_tiles_are_blended():
     model = model_by_hand(threshold_logits, make_plan())
-    all_logits(model, np.zeros((1, 4, 8, 8), np.float32))
+    all_logits(model, np.zeros((1, 4, 8, 8), np.float32), slices_at_once=4)
     assert model.segmenter.calls == [(1, 1, 4, 8, 8)]
     image = np.random.default_rng(0).standard_normal((1, 4, 19, 12)).astype(np.float32)
-    blended = all_logits(model, image)
+    blended = all_logits(model, image, slices_at_once=4)
     np.testing.assert_allclose(blended[:, 1].numpy(), image[0] * 10, rtol=1e-5)
-    assert len(model.segmenter.calls) == 1 + 4 * 2
+    assert model.segmenter.calls[1:] == [(1, 1, 4, 8, 8)] * (4 * 2)
 
 
 def test_mirroring_averages_the_four_mirror_images(model):
@@ -114,7 +120,7 @@ def test_mirroring_averages_the_four_mirror_images(model):
 def test_nan_scores_are_an_error():
     def broken(crop):
         logits = threshold_logits(crop)
-        logits[:, 1, 2] = float("nan")
+        logits[:, 1, -1] = float("nan")
         return logits
 
     with pytest.raises(CheckpointError, match="NaN or infinite scores"):
@@ -135,7 +141,9 @@ def test_when_memory_ends_fewer_slices_are_taken_and_the_result_is_the_same():
     volume = make_volume()
     expected = predict_volume(model_by_hand(threshold_logits, make_plan()), volume).array
     model = model_by_hand(hungry, make_plan())
-    np.testing.assert_array_equal(predict_volume(model, volume).array, expected)
+    settings = PredictSettings(slices_at_once=8)
+    np.testing.assert_array_equal(predict_volume(model, volume, settings).array, expected)
+    assert model.segmenter.calls[0][2] == 6  # all slices
     assert max(call[2] for call in model.segmenter.calls[2:]) <= 2
 
 
@@ -151,7 +159,7 @@ def test_many_classes_do_not_hold_many_slices_at_once():
     names = tuple(f"s{i}" for i in range(300))
     labels = LABELS.model_copy(update={"names": names, "ids": tuple(range(300))})
     model = model_by_hand(lambda crop: crop.expand(-1, 300, -1, -1, -1), make_plan(labels=labels, tile=(256, 256)))
-    list(predict_slabs(model, np.zeros((1, 3, 256, 256), np.uint8), SCALING, PredictSettings()))
+    list(predict_slabs(model, sliced(np.zeros((1, 3, 256, 256), np.uint8)), PredictSettings()))
     assert {call[2] for call in model.segmenter.calls} == {1}
 
 
@@ -165,7 +173,7 @@ def test_a_plan_finer_than_the_scan_is_followed_and_the_label_map_is_native():
 def test_bfloat16_changes_little(model):
     image = np.random.default_rng(0).standard_normal((1, 2, 8, 8)).astype(np.float32)
     full = all_logits(model, image)
-    half = torch.cat([logits for _, logits in predict_slabs(model, image, SCALING, PredictSettings(amp="bf16"))])
+    half = torch.cat([logits for _, logits in predict_slabs(model, sliced(image), PredictSettings(amp="bf16"))])
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, full, atol=0.1, rtol=0.1)
 
@@ -191,7 +199,7 @@ def slabs_of(model, depth, overlap=0.5):
     """(first slice, logits) of a prepared image whose slice z has the value z everywhere."""
     image = np.broadcast_to(np.arange(depth, dtype=np.int16)[None, :, None, None], (1, depth, 8, 8))
     scaling = (ChannelScaling(source=0, lower=-1e4, upper=1e4, mean=0.0, sd=1.0),)
-    return list(predict_slabs(model, image, scaling, PredictSettings(overlap=overlap, amp="off")))
+    return list(predict_slabs(model, sliced(image, scaling), PredictSettings(overlap=overlap, amp="off")))
 
 
 @pytest.mark.parametrize("depth", [1, 3, 6, 7, 20, 23])
@@ -233,3 +241,97 @@ def test_a_second_look_is_taken_at_small_candidates_only():
         predicted = predict_volume(model, volume, settings)
         assert predicted.array[9, 5, 1] == value
         assert (4, 4) in {shape[-2:] for shape in model.segmenter.calls} or settings.second_look is None
+
+
+def body_model(**changes):
+    return model_by_hand(threshold_logits, make_plan(**changes))
+
+
+def body_in_air(shape=(40, 36, 5)):
+    """Air (-1000) around a body that ends before the last slices; liver and lesion values inside."""
+    volume = make_volume(shape)
+    inside = volume.array[:, 21:31, 4:15, :3].copy()
+    volume.array[:] = -1000
+    volume.array[:, 21:31, 4:15, :3] = inside
+    return volume
+
+
+@pytest.mark.parametrize("gate", ["auto", "on"])
+def test_skipping_air_changes_no_label_and_saves_passes(gate):
+    volume, settings = body_in_air(), PredictSettings(gate="off", amp="off")
+    everything, gated = body_model(), body_model()
+    expected = predict_volume(everything, volume, settings).array
+    found = predict_volume(gated, volume, settings.model_copy(update={"gate": gate})).array
+    np.testing.assert_array_equal(found, expected)
+    assert (expected > 0).any()
+    tiles = [sum(call[0] * call[2] for call in model.segmenter.calls) for model in (gated, everything)]
+    assert tiles[0] < tiles[1] / 2
+
+
+def test_images_that_are_not_ct_are_looked_at_everywhere_unless_asked():
+    mr = (make_plan().channels[0].model_copy(update={"kind": "mr"}),)
+    volume, num_passes = body_in_air(), {}
+    for gate in ("auto", "off", "on"):
+        model = body_model(channels=mr)
+        predict_volume(model, volume, PredictSettings(gate=gate))
+        num_passes[gate] = len(model.segmenter.calls)
+    assert num_passes["auto"] == num_passes["off"] > 2 * num_passes["on"]
+
+
+def test_nothing_but_air_takes_no_pass_at_all():
+    volume = make_volume()
+    volume.array[:] = -1000
+    model = body_model()
+    assert not predict_volume(model, volume).array.any()
+    assert model.segmenter.calls == []
+
+
+def test_only_the_box_asked_for_is_anything_but_background():
+    volume = make_volume((20, 17, 6))
+    box = (slice(3, 9), slice(0, 5), slice(2, 4))
+    inside = predict_volume(body_model(), volume, within=box).array
+    everywhere = predict_volume(body_model(), volume).array
+    np.testing.assert_array_equal(inside[box], everywhere[box])
+    inside[box] = 0
+    assert not inside.any()
+
+
+def test_models_vote_by_the_mean_of_their_logits_whatever_their_resolution():
+    volume = make_volume((9, 11, 6))
+
+    def shifted(by):
+        return lambda image: threshold_logits(image) + image.new_tensor([0.0, by, 0.0]).view(1, 3, 1, 1, 1)
+
+    for first, second, mean in ((3.1, -2.9, 0.1), (8.4, 0.2, 4.3)):
+        together = [model_by_hand(shifted(by), make_plan()) for by in (first, second)]
+        alone = predict_volume(model_by_hand(shifted(mean), make_plan()), volume).array
+        np.testing.assert_array_equal(predict_volume(together, volume).array, alone)
+    finer = model_by_hand(threshold_logits, make_plan(in_plane_spacing=(0.45, 0.35)))
+    plain = model_by_hand(threshold_logits, make_plan())
+    agreed = predict_volume([plain, finer], volume).array == predict_volume(plain, volume).array
+    assert agreed.mean() > 0.9
+
+
+def test_models_of_other_labels_cannot_vote_together():
+    other = make_plan(labels=LABELS.model_copy(update={"names": ("background", "a", "b")}))
+    with pytest.raises(UsageError, match="differ in labels"):
+        predict_volume([body_model(), model_by_hand(threshold_logits, other)], make_volume())
+
+
+def test_weights_rounded_once_give_the_logits_of_weights_rounded_at_every_call(model):
+    crops = torch.randn(2, 1, 3, 8, 8)
+    before = {name: value.clone() for name, value in model.segmenter.state_dict().items()}
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        once = rounded_weights(model.segmenter)(crops).logits
+        assert torch.equal(once, model.segmenter(crops).logits)
+    assert all(value.dtype == before[name].dtype for name, value in model.segmenter.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in model.segmenter.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.uint8, np.float32])
+def test_the_engine_normalises_as_training_does_to_the_bit(dtype):
+    raw = np.random.default_rng(0).integers(0, 250, (2, 3, 5, 7)).astype(dtype)
+    scaling = tuple(
+        ChannelScaling(source=source, lower=17.3, upper=200.1, mean=91.7 / 3, sd=0.1 + source) for source in (1, 0, 1)
+    )
+    np.testing.assert_array_equal(normalise_tensor(torch.from_numpy(raw), scaling).numpy(), normalise(raw, scaling))

@@ -1,13 +1,10 @@
 """From logits on prepared slices to labels on the case's own grid, slice by slice: never the scores of a volume."""
 
 from collections.abc import Iterable
-from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from numpy.typing import NDArray
 from torch import Tensor
 
 from voxdino.core.errors import CheckpointError
@@ -26,15 +23,28 @@ def export_labels(
     Errors: CheckpointError for NaN among the logits, which an argmax would take for a class.
     """
     _, rows, columns = geometry.native_shape
-    indices: NDArray[Any] = np.zeros(geometry.native_shape, labels.index_dtype)
+    dtype = torch.uint8 if labels.num_classes <= torch.iinfo(torch.uint8).max else torch.int32
+    indices: Tensor | None = None  # on the device of the logits: one copy to the host, at the end
+    earlier: tuple[int, Tensor] | None = None
     for first, logits in slabs:
-        if not torch.isfinite(logits).all():
-            fix = "predict with autocast off; if that does not help, the model is broken: train it again."
-            raise CheckpointError(f"the model gives NaN or infinite scores in slice {first} or after it.", fix=fix)
+        if indices is None:
+            indices = torch.zeros(geometry.native_shape, dtype=dtype, device=logits.device)
+        is_finite = torch.isfinite(logits.sum())  # NaN and infinity survive a sum
         for offset, scores in enumerate(logits):
-            indices[first + offset] = class_indices(scores, (rows, columns), labels).cpu().numpy()
-    restored = restore_labels(indices, geometry)
+            indices[first + offset] = class_indices(scores, (rows, columns), labels)
+        _require_finite(earlier)  # of the slab before, so that a GPU need not wait
+        earlier = first, is_finite
+    _require_finite(earlier)
+    assert indices is not None, "a volume has slices"
+    restored = restore_labels(indices.cpu().numpy(), geometry)
+    del indices
     return LabelMap(labels.to_ids(restored.array), restored.grid)
+
+
+def _require_finite(checked: tuple[int, Tensor] | None) -> None:
+    if checked is not None and not bool(checked[1]):
+        fix = "predict with autocast off; if that does not help, the model is broken: train it again."
+        raise CheckpointError(f"the model gives NaN or infinite scores in slice {checked[0]} or after it.", fix=fix)
 
 
 def class_indices(logits: Float[Tensor, "K h w"], size: tuple[int, int], labels: LabelSet) -> Int[Tensor, "H W"]:

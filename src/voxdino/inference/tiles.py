@@ -54,6 +54,6 @@ def blend(
     total = torch.zeros(out.shape[out.ndim - weight.ndim :], dtype=torch.float32, device=out.device)
     weight = weight.to(out.device)
     for box, tile in tiles:
-        out[(Ellipsis, *box)] += tile.float() * weight  # type: ignore[index]
+        out[(Ellipsis, *box)].addcmul_(tile.float(), weight)  # type: ignore[index]
         total[box] += weight
     return out.div_(total)

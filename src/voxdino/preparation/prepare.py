@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from voxdino.core.arrays import ARRAY_SUFFIX, write_array
 from voxdino.core.errors import DatasetError, PartialError, VoxdinoError
-from voxdino.core.resample import resize_linear, resize_nearest
+from voxdino.core.resample import resize_nearest
 from voxdino.core.safe_files import MANIFEST_NAME, Manifest, digest_file, lock_folder, sweep_temporary
 from voxdino.core.volume import LabelMap, Volume
 from voxdino.preparation.case import Case, Dataset
@@ -23,10 +23,11 @@ from voxdino.preparation.case_record import CaseRecord, foreground_slices, pack_
 from voxdino.preparation.check import Progress
 from voxdino.preparation.dataset import read_case
 from voxdino.preparation.fingerprint import Fingerprint, voxels_per_value
-from voxdino.preparation.intensity import ChannelScaling, normalise, scale_case
+from voxdino.preparation.intensity import ChannelScaling, normalise
 from voxdino.preparation.made_record import source_digest, valid_record
-from voxdino.preparation.orientation import SAME_SPACING, CaseGeometry, restore_labels, slice_geometry, to_slices
+from voxdino.preparation.orientation import CaseGeometry, restore_labels, to_slices
 from voxdino.preparation.plan import Plan
+from voxdino.preparation.slices import slice_case, smallest_lossless
 from voxdino.preparation.workers import Fault, file_bytes, run_over_cases
 
 __all__ = [
@@ -39,12 +40,12 @@ __all__ = [
     "prepare",
     "prepare_case",
     "restore_labels",
+    "smallest_lossless",
 ]
 
 PREPARED = "prepared"
 CASES = "cases"
 
-_FEW_LEVELS = 255  # integer images with a smaller range are not rounded when resampled
 _MOST_TOLD = 5  # bad cases told in one message
 _CHUNK_BYTES = 256 * 1024  # whole slices are added to a chunk up to this size
 
@@ -80,71 +81,18 @@ def prepare_case(case_id: str, volume: Volume, label: LabelMap | None, plan: Pla
     Errors: PlanError for a picture under a plan for volumes (or the reverse), ImageError for missing channels,
     LabelError for undeclared labels.
     """
-    try:
-        geometry = slice_geometry(volume.grid, plan.slice_axis)
-        array = smallest_lossless(volume.array)
-        scaling = scale_case(array, plan.channels)
-    except VoxdinoError as error:
-        error.where = error.where or (case_id if volume.source is None else str(volume.source))
-        raise
-    image = to_slices(array, geometry)  # (C, D, H, W)
+    slices, geometry = slice_case(case_id, volume, plan)
     indices = None
     if label is not None:
         indices = to_slices(plan.labels.to_indices(label.array, where=label.source or case_id), geometry)
-    size = _planned_size(geometry, plan)
-    if size != geometry.prepared_shape[1:]:
-        image = _resample_image(image, size)
-        indices = None if indices is None else resize_nearest(indices, size, (1, 2))
-        depth, rows, columns = geometry.prepared_shape
-        spacing = geometry.prepared_spacing
-        geometry = geometry.model_copy(
-            update={
-                "prepared_shape": (depth, *size),
-                "prepared_spacing": (spacing[0], spacing[1] * rows / size[0], spacing[2] * columns / size[1]),
-            }
-        )
+        indices = np.ascontiguousarray(resize_nearest(indices, slices.size, (1, 2)))
     return PreparedCase(
         case_id,
-        np.ascontiguousarray(image),
-        None if indices is None else np.ascontiguousarray(indices),
+        slices.read(slice(None)),
+        indices,
         geometry,
-        scaling,
+        slices.scaling,
     )
-
-
-def _planned_size(geometry: CaseGeometry, plan: Plan) -> tuple[int, int]:
-    """(rows, columns) at the plan's in-plane spacing; the native ones where that is the same."""
-    _, rows, columns = geometry.prepared_shape
-    if plan.in_plane_spacing is None:
-        return rows, columns
-    ratios = [own / new for own, new in zip(geometry.prepared_spacing[1:], plan.in_plane_spacing, strict=True)]
-    if all(abs(ratio - 1) <= SAME_SPACING for ratio in ratios):
-        return rows, columns
-    return max(1, round(rows * ratios[0])), max(1, round(columns * ratios[1]))
-
-
-def _resample_image(image: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
-    """(C, D, H, W) in-plane to `size`; whole numbers stay whole where that costs less than 1/500 of their range."""
-    resized = resize_linear(image, size, (2, 3))
-    if image.dtype.kind in "ui" and int(image.max()) - int(image.min()) >= _FEW_LEVELS:
-        return np.rint(resized).astype(image.dtype)
-    return resized
-
-
-def smallest_lossless(array: NDArray[Any]) -> NDArray[Any]:
-    """The same values in the smallest of uint8, int16, uint16, float32; the last rounds what none of them holds."""
-    if array.dtype.kind == "b":
-        return array.astype(np.uint8)
-    if array.dtype.kind == "f":
-        array = array.astype(np.float32, copy=False)
-        if not (array == np.rint(array)).all():
-            return array
-    lowest, highest = array.min(), array.max()
-    for dtype in (np.uint8, np.int16, np.uint16):
-        limits = np.iinfo(dtype)
-        if limits.min <= lowest and highest <= limits.max:
-            return array.astype(dtype, copy=False)
-    return array.astype(np.float32, copy=False)
 
 
 def prepare(

@@ -1,0 +1,209 @@
+"""The parts of a case that a model looks at, read ahead in a thread, and their logits, tile by tile on its device."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor, nn
+
+from voxdino.core.errors import ResourceError
+from voxdino.core.geometry import format_shape
+from voxdino.data.loader import ReadAhead
+from voxdino.data.store import padding_values
+from voxdino.inference.gate import Ends, Gate, at_least
+from voxdino.inference.load import LoadedModel
+from voxdino.inference.second_look import second_look
+from voxdino.inference.settings import PredictSettings
+from voxdino.inference.tiles import Box, blend, gaussian_weight, tile_boxes
+from voxdino.models.precision import autocast, uses_bf16
+from voxdino.models.segmenter import Segmenter
+from voxdino.preparation.intensity import ChannelScaling
+from voxdino.preparation.slices import CaseSlices
+
+TILES_AT_ONCE = {"cpu": 2}  # activations of few tiles stay in a CPU's cache: larger batches are slower there
+_TILES_AT_ONCE = 32  # on devices that are the faster the more they have to do
+_BACKGROUND = 20.0  # logit of what is certain without looking
+_ROUNDED = (nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # by autocast, at every call
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Slices first to last (context beside them) of rows and columns, in file values; raw None: nothing to see."""
+
+    first: int
+    last: int
+    rows: Ends
+    columns: Ends
+    raw: Shaped[Tensor, "C n h w"] | None
+
+
+class Frame:
+    """A case and a model: which parts there are, and their logits.
+
+    tiles_at_once: crops of one slice in a pass of the network; halved, for good, where memory ends.
+    """
+
+    def __init__(self, model: LoadedModel, slices: CaseSlices, gate: Gate, settings: PredictSettings) -> None:
+        self.model, self.slices, self.settings = model, slices, settings
+        self._gate = gate
+        self.depth, self.size = slices.shape[1], slices.shape[2:]
+        self._tile, self._context = model.plan.tile, model.plan.context_slices
+        self._num_outputs = model.plan.labels.num_outputs
+        padded = (max(length, tile) for length, tile in zip(self.size, self._tile, strict=True))
+        self.slice_bytes = 4 * self._num_outputs * int(np.prod([*padded]))
+        self.tiles_at_once = settings.slices_at_once or TILES_AT_ONCE.get(model.device.type, _TILES_AT_ONCE)
+        self._bf16 = uses_bf16(model.device, settings.amp)
+        self._segmenter = rounded_weights(model.segmenter) if self._bf16 else model.segmenter
+
+    def logits(self, ranges: Sequence[Ends]) -> Iterator[Float[Tensor, "d K H W"]]:
+        """Of ranges of slices, in turn; the next one is read while this one is computed."""
+
+        def read(position: int) -> Part | None:
+            return self._read(*ranges[position]) if position < len(ranges) else None
+
+        with ReadAhead(read, num_threads=1, depth=2) as parts:
+            for _, part in zip(ranges, parts, strict=False):
+                assert part is not None
+                yield self._logits(part)
+
+    def _read(self, first: int, last: int) -> Part:
+        context = self._context
+        wanted = np.clip(np.arange(first - context, last + context), 0, self.depth - 1)
+        raw = self.slices.read(wanted.tolist())
+        found = self._gate.region(raw[:, context : raw.shape[1] - context], first)
+        if found is None:
+            return Part(first, last, (0, 0), (0, 0), None)
+        rows, columns = (at_least(*one) for one in zip(found, self._tile, self.size, strict=True))
+        cut = np.ascontiguousarray(raw[:, :, slice(*rows), slice(*columns)])
+        if cut.dtype == np.uint16:  # which torch hardly knows
+            cut = cut.astype(np.float32)
+        tensor = torch.from_numpy(cut)
+        return Part(first, last, rows, columns, tensor.pin_memory() if self.model.device.type == "cuda" else tensor)
+
+    def _logits(self, part: Part) -> Float[Tensor, "d K H W"]:
+        """Of whole slices; what lies outside the part is background."""
+        depth, device = part.last - part.first, self.model.device
+        shape = (depth, self._num_outputs, *self.size)
+        nothing = torch.full((1, self._num_outputs, 1, 1), 0.0, device=device)
+        if self.model.plan.labels.regions:
+            nothing -= _BACKGROUND
+        else:
+            nothing[:, 0] = _BACKGROUND
+        if part.raw is None:
+            return nothing.expand(shape)
+        raw, scaling = part.raw.to(device, non_blocking=True), self.slices.scaling
+        size, places = [], []
+        for length, tile in zip(raw.shape[2:], self._tile, strict=True):
+            size.append(max(length, tile))
+            before = (size[-1] - length) // 2
+            places.append(slice(before, before + length))
+        slab = torch.empty(len(scaling), raw.shape[1], *size, device=device)
+        slab[:] = torch.from_numpy(padding_values(scaling)).to(device)[:, None, None, None]
+        slab[:, :, places[0], places[1]] = normalise_tensor(raw, scaling)
+        seen = self._until_it_fits(slab)[..., places[0], places[1]]
+        if seen.shape[2:] == self.size:
+            return seen
+        whole = nothing.expand(shape).clone()
+        whole[:, :, slice(*part.rows), slice(*part.columns)] = seen
+        return whole
+
+    def _until_it_fits(self, slab: Float[Tensor, "C Dk H W"]) -> Float[Tensor, "d K H W"]:
+        while True:
+            try:
+                return self._tiled(slab)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                if self.tiles_at_once == 1:
+                    raise self._too_large(slab) from error
+            self.tiles_at_once = (self.tiles_at_once + 1) // 2
+            if slab.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _tiled(self, slab: Float[Tensor, "C Dk H W"]) -> Float[Tensor, "d K H W"]:
+        """Logits of all slices but the context ones, from one tile or from many blended."""
+        size = (slab.shape[2], slab.shape[3])
+        boxes = tile_boxes(size, self._tile, self.settings.overlap)
+        depth, seen_with = slab.shape[1] - 2 * self._context, 2 * self._context
+        step = depth if self.model.plan.slab > 1 else min(depth, self.tiles_at_once)
+        with autocast(slab.device, self._bf16):
+            if len(boxes) == 1 and step == depth:
+                return self._again(next(self._tiles(slab, boxes, 1))[1], slab)
+            weight = gaussian_weight(self._tile)
+            out = torch.zeros((depth, self._num_outputs, *size), device=slab.device)
+            for start in range(0, depth, step):
+                part = slab[:, start : start + step + seen_with]
+                per_pass = max(1, self.tiles_at_once // (part.shape[1] - seen_with))
+                blend(self._tiles(part, boxes, per_pass), weight, out[start : start + step])
+            return self._again(out, slab)
+
+    def _tiles(
+        self, part: Float[Tensor, "C n H W"], boxes: Sequence[Box], per_pass: int
+    ) -> Iterator[tuple[Box, Float[Tensor, "d K h w"]]]:
+        for start in range(0, len(boxes), per_pass):
+            group = boxes[start : start + per_pass]
+            crops = torch.stack([part[:, :, rows, columns] for rows, columns in group])
+            yield from zip(group, logits_of_crops(self._segmenter, crops, self.settings.mirror), strict=True)
+
+    def _again(self, logits: Float[Tensor, "d K H W"], slab: Float[Tensor, "C Dk H W"]) -> Float[Tensor, "d K H W"]:
+        """With a second look at small candidates, where that is wanted."""
+        if self.settings.second_look is None:
+            return logits
+        return second_look(
+            logits,
+            slab[None],
+            lambda crops, magnify: self._segmenter(crops, magnify=magnify).logits.float(),
+            magnify=self.settings.second_look,
+            tile=self._tile,
+            regions=bool(self.model.plan.labels.regions),
+            whole_slabs=self.model.plan.slab > 1,
+            at_once=self.tiles_at_once,
+        )
+
+    def _too_large(self, slab: Tensor) -> ResourceError:
+        depth = slab.shape[1] - 2 * self._context
+        whole = self.model.plan.slab > 1
+        what = f"a slab of {depth} slices" if whole else "one slice"
+        fix = "predict on another device (--device cpu)" + (", or train with a smaller slab." if whole else ".")
+        fact = f"{what} of {format_shape(slab.shape[2:])} voxels does not fit into the memory of {slab.device}."
+        return ResourceError(fact, fix=fix)
+
+
+def normalise_tensor(raw: Shaped[Tensor, "Csrc n h w"], scaling: Sequence[ChannelScaling]) -> Float[Tensor, "C n h w"]:
+    """As `normalise` does it in training, bit for bit, on the device."""
+    channels = (raw[rule.source].float().clamp(rule.lower, rule.upper) for rule in scaling)
+    return torch.stack([c.sub_(rule.mean).div_(rule.sd) for c, rule in zip(channels, scaling, strict=True)])
+
+
+def logits_of_crops(
+    segmenter: Segmenter, crops: Float[Tensor, "B C Dk h w"], mirror: bool
+) -> Float[Tensor, "B d K h w"]:
+    """float32 logits of the crops' slices; with `mirror`, the mean over their in-plane mirror images."""
+    logits: Tensor = segmenter(crops).logits.float()  # (B, K, d, h, w)
+    if mirror:
+        for axes in ((-1,), (-2,), (-2, -1)):
+            logits = logits + segmenter(crops.flip(axes)).logits.float().flip(axes)
+        logits = logits / 4
+    return logits.transpose(1, 2)
+
+
+def rounded_weights(segmenter: Segmenter) -> Segmenter:
+    """The same model with the weights in bfloat16 that autocast would round at every call; all others are shared."""
+    rounded = {
+        id(weight): nn.Parameter(weight.detach().bfloat16(), requires_grad=False)
+        for module in segmenter.modules()
+        if isinstance(module, _ROUNDED)
+        for weight in module.parameters(recurse=False)
+    }
+    if not rounded:
+        return segmenter
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*segmenter.parameters(), *segmenter.buffers())}
+    return copy.deepcopy(segmenter, shared | rounded)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

@@ -1,0 +1,147 @@
+"""predictions.json: what was predicted from which files by which model, and what is still right of it."""
+
+import time
+from collections.abc import Callable
+from itertools import chain, count
+from pathlib import Path
+
+from pydantic import Field
+
+from voxdino.core.errors import ImageError, UsageError, VoxdinoError
+from voxdino.core.io import image_suffix, read_label_map, reading
+from voxdino.core.io.options import ReadOptions
+from voxdino.core.records import Record
+from voxdino.core.safe_files import digest_file, require_file, require_inside
+from voxdino.inference.settings import PredictSettings
+from voxdino.preparation.case import Case
+
+RECORD_NAME = "predictions.json"
+RECORD_EVERY_S = 1.0  # cases done since the last record are predicted again after a kill, to the same bytes
+
+
+class CasePrediction(Record):
+    """One predicted case: what went in and what came out, by digest.
+
+    output:  file name in the folder of predictions.
+    volumes: label name -> ml (2-D: mm² or pixels, see unit).
+    """
+
+    inputs: dict[str, str]
+    output: str
+    output_digest: str
+    volumes: dict[str, float]
+    unit: str
+
+
+class PredictRecord(Record):
+    """predictions.json: which model, how, and what became of every case. failed: of the last call, id -> message."""
+
+    model: str
+    model_digest: str
+    licence: str
+    settings: PredictSettings
+    read_options: ReadOptions
+    cases: dict[str, CasePrediction] = Field(default={})
+    failed: dict[str, str] = Field(default={})
+
+
+class Ledger:
+    """predictions.json as it grows: a case is in it only after its output is whole on disk."""
+
+    def __init__(
+        self,
+        folder: Path,
+        record: PredictRecord,
+        cases: dict[str, CasePrediction],
+        on_note: Callable[[str], None] | None = None,
+    ) -> None:
+        self.folder, self.record, self.cases = folder, record, dict(cases)
+        self._on_note = on_note
+        self._written_at = 0.0
+
+    def has(self, case: Case) -> bool:
+        """Whether the case was predicted from the files as they are now, and the prediction is unchanged."""
+        entry = self.cases.get(case.id)
+        if entry is None:
+            return False
+        output = self.folder / entry.output
+        try:
+            inputs = digest_inputs(case)
+        except ImageError:
+            return False  # predicting the case will say what is wrong
+        return inputs == entry.inputs and output.is_file() and digest_file(output) == entry.output_digest
+
+    def forget(self, case: str) -> None:
+        """Drop a prediction that no longer belongs to its inputs, with its file; one that was edited is kept aside."""
+        entry = self.cases.pop(case, None)
+        if entry is None:
+            return
+        path = require_inside(self.folder, entry.output)
+        if _is_edited(path, entry):
+            suffix = image_suffix(path)
+            stem = f"{path.name.removesuffix(suffix)}.edited"
+            names = chain([f"{stem}{suffix}"], (f"{stem}-{n}{suffix}" for n in count(2)))
+            aside = next(aside for name in names if not (aside := path.with_name(name)).exists())
+            path.rename(aside)
+            if self._on_note:
+                self._on_note(f"{path.name} was edited after it was predicted: kept as {aside.name}")
+        path.unlink(missing_ok=True)
+
+    def write(self, failed: dict[str, str] | None = None) -> PredictRecord:
+        update = {"cases": dict(sorted(self.cases.items())), "failed": failed or {}}
+        self.record = self.record.model_copy(update=update)
+        self.record.write(self.folder / RECORD_NAME)
+        self._written_at = time.monotonic()
+        return self.record
+
+    def write_now_and_then(self) -> None:
+        if time.monotonic() - self._written_at > RECORD_EVERY_S:
+            self.write()
+
+
+def _is_edited(path: Path, entry: CasePrediction) -> bool:
+    """Whether a prediction was changed by hand; damaged files are nobody's work."""
+    if not path.is_file() or digest_file(path) == entry.output_digest:
+        return False
+    try:
+        read_label_map(path)
+    except VoxdinoError:
+        return False
+    return True
+
+
+def differences(earlier: PredictRecord, fresh: PredictRecord) -> list[str]:
+    """What keeps the predictions of one record from standing beside those of the other."""
+    decisive = ("model_digest", "settings", "read_options")
+    return [name for name in decisive if getattr(earlier, name) != getattr(fresh, name)]
+
+
+def earlier_record(
+    folder: Path, fresh: PredictRecord, outputs: dict[str, Path], *, overwrite: bool
+) -> PredictRecord | None:
+    """The record in the folder. Errors: UsageError where predicting would replace what is not of this model."""
+    path = folder / RECORD_NAME
+    if path.is_file():
+        earlier = PredictRecord.read(path)
+        other = differences(earlier, fresh)
+        if overwrite or not other:
+            return earlier
+        names = {"model_digest": f"model ({earlier.model})", "read_options": "reading options"}
+        told = ", ".join(names.get(name, name) for name in other)
+        fact = f"holds predictions made with another {told}."
+        raise UsageError(fact, where=folder, fix="choose another output folder, or --overwrite.")
+    there = [output for output in outputs.values() if output.exists()]
+    if there and not overwrite:
+        fact = f"{len(there)} of the files to write exist and are no predictions recorded here, first {there[0].name}."
+        raise UsageError(fact, where=folder, fix="choose another output folder, or --overwrite.")
+    return None
+
+
+def digest_inputs(case: Case) -> dict[str, str]:
+    """File name -> SHA-256. Errors: ImageError for a file that is gone, no file, or cannot be read."""
+    digests = {}
+    for image in case.images:
+        require_file(image, kind=ImageError)
+        with reading(image):
+            digests[image.name] = digest_file(image)
+    return digests

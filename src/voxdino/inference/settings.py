@@ -1,0 +1,29 @@
+"""How to predict: one record for the command line, predictions.json and the engine."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from voxdino.core.records import Record
+from voxdino.inference.gate import GateKind
+
+
+class PredictSettings(Record):
+    """How to predict; none of it changes what the model is.
+
+    overlap:        share of a tile's length that neighbouring tiles share.
+    mirror:         average the logits of the four in-plane mirror images: four times the work, a little more accurate
+                    where training mirrored too.
+    second_look:    look again at small candidates, so many times magnified (see `second_look`); None: once is enough.
+    slices_at_once: most crops of one slice per pass of the network; None: what suits the device. Fewer where memory
+                    ends.
+    amp:            bfloat16 arithmetic. "auto": where the hardware has it.
+    gate:           skip what is empty: "auto" air in CT, "on" also what is black in other images, "off".
+    """
+
+    overlap: float = Field(default=0.5, ge=0, lt=1)
+    mirror: bool = False
+    second_look: float | None = Field(default=None, gt=1)
+    slices_at_once: int | None = Field(default=None, ge=1)
+    amp: Literal["auto", "bf16", "off"] = "auto"
+    gate: GateKind = "auto"
