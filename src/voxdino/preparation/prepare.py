@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxdino.core.arrays import ARRAY_SUFFIX, write_array
-from voxdino.core.errors import DatasetError, PartialError, VoxdinoError
+from voxdino.core.errors import DatasetError, PartialError
 from voxdino.core.resample import resize_nearest
 from voxdino.core.safe_files import MANIFEST_NAME, Manifest, digest_file, lock_folder, sweep_temporary
 from voxdino.core.volume import LabelMap, Volume
