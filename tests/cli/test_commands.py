@@ -77,6 +77,39 @@ def test_predictions_of_the_same_cases_score_the_same(workdir, run_folder, phant
                                if row["case"] == case]  # fmt: skip
 
 
+def test_cases_that_the_backbone_was_pretrained_on_are_named(run_folder, phantoms, tmp_path, capsys):
+    from voxdino.inference.load import ModelCard
+    from voxdino.models.weights import PretrainingFacts, pack_seen
+
+    folder = run_folder / "validation"
+    record = json.loads((folder / "predictions.json").read_text())["cases"]
+    first, *others = record
+    card = ModelCard.read(run_folder / "model.json")
+    evaluate = [
+        "evaluate",
+        str(folder),
+        str(phantoms),
+        "--metrics",
+        "dice",
+        "--out",
+        str(tmp_path / "s.json"),
+        "--json",
+    ]
+    for number, seen in enumerate([(), (first,), tuple(record)]):
+        digests = [digest for case in seen for digest in record[case]["inputs"].values()]
+        facts = PretrainingFacts(
+            recipe="adapt", start="tiny", num_steps=1, pool_digest="", sources={}, seen=pack_seen(digests)
+        )
+        backbone = card.backbone.model_copy(update={"pretraining": facts})
+        card.model_copy(update={"backbone": backbone}).write(tmp_path / str(number) / "model.json")
+        assert main([*evaluate, "--run", str(tmp_path / str(number))]) == 0
+        told = [text for text in json.loads(capsys.readouterr().out)["warnings"] if "pretrained on" in text]
+        assert len(told) == bool(seen)
+        assert all(f"{len(seen)} of {1 + len(others)} cases (first: {first}) were in the pool" in text for text in told)
+    assert main(["evaluate", str(phantoms / "labelsTr"), str(phantoms), "--run", str(run_folder)]) == 2
+    assert "not of voxdino predict" in capsys.readouterr().err
+
+
 def test_one_bad_image_does_not_stop_the_others(run_folder, phantoms, tmp_path, capsys):
     images = tmp_path / "images"
     images.mkdir()

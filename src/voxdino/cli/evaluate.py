@@ -65,6 +65,10 @@ def evaluate(
         typer.Option("--groups", metavar="CSV", help="case,group: intervals over patients. Default: the data set's."),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Default: scores.json with the predictions.")] = None,
+    run: Annotated[
+        list[Path] | None,
+        typer.Option("--run", "-r", help="The run that predicted: warns of cases that its backbone was pretrained on."),
+    ] = None,
     map_: MapOption = None,
     lossy_labels: LossyOption = None,
     geometry_tol: GeometryOption = None,
@@ -92,6 +96,7 @@ def evaluate(
     wanted += tuple(f"{paper}:{name}" for paper in paper_compat or () for name in PAPERS[paper])
     pairs, label_set, known_groups = find_pairs(predictions, references, labels, options)
     patients = known_groups if groups is None else read_groups(groups)
+    seen = _pretrained_on(predictions, run, [case for case, *_ in pairs]) if run else ()
     with counting("scoring") as on_progress:
         scores = score(
             pairs,
@@ -106,9 +111,23 @@ def evaluate(
             strict=strict,
             on_progress=on_progress,
         )
+    scores = scores.model_copy(update={"warnings": (*scores.warnings, *seen)})
     path = out or predictions / "scores.json"
     scores.write(path)
     if not json:
         print_scores(scores)
     say(f"every case is in {path}")
     end(scores.to_json(), error_of(scores, predictions), as_json=json)
+
+
+def _pretrained_on(predictions: Path, runs: list[Path], cases: list[str]) -> tuple[str, ...]:
+    """The warning of cases that are not unseen, if there are any."""
+    from voxdino.inference.seen import seen_in_pretraining
+
+    found = [case for case in seen_in_pretraining(predictions, runs) if case in cases]
+    if not found:
+        return ()
+    told = (
+        f"{len(found)} of {len(cases)} cases (first: {found[0]}) were in the pool that the backbone was pretrained on"
+    )
+    return (f"{told}: their scores are not those of unseen cases.",)

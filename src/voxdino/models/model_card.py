@@ -80,7 +80,7 @@ def _pretraining(facts: PretrainingFacts) -> str:
     )
     return (
         f"{told}\n\n{table}\n\nScores on test cases that were among them are not those of unseen cases; "
-        "`voxdino finetune` warns of it."
+        "`voxdino finetune` and `voxdino evaluate --run` warn of it."
     )
 
 
