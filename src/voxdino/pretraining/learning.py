@@ -98,7 +98,7 @@ class Descent:
 
     def state(self) -> dict[str, Tensor]:
         """AdamW's moments by name, made where there was no step yet, so that they have names to be loaded under."""
-        tensors = {}
+        tensors: dict[str, Tensor] = {}
         for name, parameter in self.network.named_parameters():
             held = self._optimizer.state[parameter]
             if not held and parameter.requires_grad:
