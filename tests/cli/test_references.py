@@ -35,7 +35,9 @@ def test_labels_are_read_from_every_layout(described, tmp_path):
 def test_groups_are_read_from_a_table(tmp_path):
     path = tmp_path / "groups.csv"
     path.write_text("case,group\na, p1\nb,p1\n\nc,p2\n")
-    assert read_groups(path) == {"a": "p1", "b": "p1", "c": "p2"}
+    assert read_groups(path, [("a", path, path)]) == {"a": "p1", "b": "p1", "c": "p2"}
+    with pytest.raises(DatasetError, match="no row for 1 of 2 cases, among them case_b"):
+        read_groups(path, [("a", path, path), ("case_b", path, path)])
 
 
 @pytest.mark.parametrize(
@@ -53,9 +55,9 @@ def test_a_table_of_something_else_is_refused(text, words, tmp_path):
     path = tmp_path / "groups.csv"
     path.write_text(text)
     with pytest.raises(DatasetError, match=words):
-        read_groups(path)
+        read_groups(path, [])
     with pytest.raises(DatasetError):
-        read_groups(tmp_path / "missing.csv")
+        read_groups(tmp_path / "missing.csv", [])
 
 
 def test_evaluate_takes_papers_groups_and_a_rule_for_empty_masks(tmp_path, capsys):

@@ -95,7 +95,7 @@ def evaluate(
     wanted += LESION_METRICS if lesions or lesion_overlap else ()
     wanted += tuple(f"{paper}:{name}" for paper in paper_compat or () for name in PAPERS[paper])
     pairs, label_set, known_groups = find_pairs(predictions, references, labels, options)
-    patients = known_groups if groups is None else read_groups(groups)
+    patients = known_groups if groups is None else read_groups(groups, pairs)
     seen = _pretrained_on(predictions, run, [case for case, *_ in pairs]) if run else ()
     with counting("scoring") as on_progress:
         scores = score(

@@ -7,6 +7,7 @@ from voxdino.core.errors import DatasetError, UsageError
 from voxdino.core.io import image_suffix, is_image
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.labels import LabelSet
+from voxdino.core.records import nearest
 from voxdino.core.safe_files import read_json, require_file
 from voxdino.evaluation.evaluate import pair_files
 from voxdino.preparation.dataset import read_dataset
@@ -51,8 +52,11 @@ def find_pairs(
     return pairs, labels, groups
 
 
-def read_groups(path: Path) -> Groups:
-    """case id -> patient of a CSV table with the columns case and group. Errors: DatasetError for any other table."""
+def read_groups(path: Path, pairs: Pairs) -> Groups:
+    """case id -> patient of a CSV table with the columns case and group, which names all cases of the pairs.
+
+    Errors: DatasetError for any other table.
+    """
     require_file(path, kind=DatasetError)
     fix = "write two columns with the heading case,group."
     try:
@@ -68,6 +72,10 @@ def read_groups(path: Path) -> Groups:
     groups = dict(rows[1:])
     if len(groups) != len(rows) - 1:
         raise DatasetError("names a case twice.", where=path, fix="give every case one row.")
+    missing = [case for case, _, _ in pairs if case not in groups]
+    if missing:
+        fact = f"has no row for {len(missing)} of {len(pairs)} cases, among them {missing[0]}."
+        raise DatasetError(f"{fact}{nearest(missing[0], groups)}", where=path, fix="give every case its row.")
     return groups
 
 

@@ -42,7 +42,7 @@ def edge_voxels(mask: Bool[np.ndarray, "*spatial"]) -> Bool[np.ndarray, "*spatia
         along[1:] &= there[:-1]
         along[:-1] &= there[1:]
         along[[0, -1]] = False
-    return mask & ~inner
+    return np.asarray(mask & ~inner)
 
 
 def distances_to(
@@ -54,4 +54,4 @@ def distances_to(
     elsewhere = (~target).view(np.uint8)  # edt takes bytes 1.6 times as fast as truth values
     num_threads = len(os.sched_getaffinity(0))
     squared = edt.edtsq(elsewhere, anisotropy=relative, black_border=False, parallel=num_threads)
-    return np.sqrt(squared[where].astype(np.float64)) * shortest
+    return np.asarray(np.sqrt(squared[where].astype(np.float64)) * shortest)

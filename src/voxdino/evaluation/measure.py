@@ -57,31 +57,32 @@ def score_label_maps(
 ) -> tuple[StructureScores, ...]:
     """Score class indices (*spatial) of a prediction against those of its reference, one row per structure.
 
-    Every structure is measured in the box that holds it in both maps; all boxes are found in one pass. Memory: about
-    20 bytes per voxel of the largest box. Errors: GeometryError for different shapes, or a column that needs a picture.
+    Every structure is measured in the box that holds it in both maps; all boxes are found in one pass. Voxels with the
+    ignore index in the reference count as background in both. Memory: about 20 bytes per voxel of the largest box, and
+    a copy of both maps where there is an ignore label.
+
+    Errors: GeometryError for different shapes, or for a column that needs a picture.
     """
     measures = measures or Measures()
-    ignored = reference == labels.ignore_index
-    if ignored.any():
+    if labels.ignore_id is not None:
+        ignored = reference == labels.ignore_index
         prediction, reference = np.where(ignored, 0, prediction), np.where(ignored, 0, reference)
     maps = pair_maps(prediction, reference, grid.spacing)
     members = [indices for _, indices in structures(labels)]
-    versions = {size: _boxed(maps, size, members) for size in {metric.resized_to for metric in measures.table.values()}}
-    versions.setdefault(None, _boxed(maps, None, members))
-    by_lesion = any(metric.by_lesion for metric in measures.table.values())
+    table = measures.table
+    versions = {size: _boxed(maps, size, members) for size in {None, *(metric.resized_to for metric in table.values())}}
+    by_lesion = any(metric.by_lesion for metric in table.values())
     options = {"tolerance": measures.tolerance, "min_overlap": measures.min_overlap}
     rows = []
     for place, (name, indices) in enumerate(structures(labels)):
         pairs = {size: of.masks(indices, boxes[place], **options) for size, (of, boxes) in versions.items()}
-        values = {
-            name: metric.value(pairs[metric.resized_to], measures.empty) for name, metric in measures.table.items()
-        }
+        values = {key: metric.value(pairs[metric.resized_to], measures.empty) for key, metric in table.items()}
         rows.append(
             StructureScores(
                 case=case,
                 structure=name,
                 outcome=_outcome(pairs[None]),
-                values={metric: None if isnan(value) else value for metric, value in values.items()},
+                values={key: None if isnan(value) else value for key, value in values.items()},
                 lesions=lesion_scores(pairs[None].lesions, prod(grid.spacing)) if by_lesion else None,
             )
         )

@@ -28,8 +28,8 @@ SAME_DEFINITION = {
 def _metrics(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Iterator[tuple[Tensor, Tensor]]:
     """Relative differences, so that one tolerance holds for millimetres and shares; undefined equals undefined."""
     for name, told in facts["cases"].items():
-        masks = (tensors[f"{name}.{which}"].bool().numpy() for which in ("prediction", "reference"))
-        pair = pair_masks(*masks, tuple(told["spacing_mm"]))
+        prediction, reference = (tensors[f"{name}.{which}"].bool().numpy() for which in ("prediction", "reference"))
+        pair = pair_masks(prediction, reference, tuple(told["spacing_mm"]))
         for metric, key in SAME_DEFINITION.items():
             is_left_out = (
                 METRICS[metric].paper == "meddinov3" and not pair.reference.any()

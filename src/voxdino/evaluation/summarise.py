@@ -122,7 +122,8 @@ def _mean_of_means(values: Values, patients: NDArray[np.int64] | None) -> MeanIn
         return _mean_of_defined(means)
 
     mean, low, high = pooled_interval(counts, statistic)
-    return MeanInterval(mean, low, high, len(values), int((~is_defined.any(axis=1)).sum()))
+    num_undefined = int((~is_defined.any(axis=1)).sum())
+    return MeanInterval(mean=mean, low=low, high=high, num_cases=len(values), num_undefined=num_undefined)
 
 
 def _sums_by(values: Values, patients: NDArray[np.int64] | None) -> Values:
