@@ -29,6 +29,7 @@ def test_lesions_are_told_where_asked_for(phantoms, tmp_path, capsys):
     assert "50% of its voxels are marked" in capsys.readouterr().out
 
 
-def test_lesion_metrics_are_listed(capsys):
+def test_lesion_metrics_are_listed_with_those_of_papers_and_of_classes(capsys):
     assert main(["list", "metrics"]) == 0
-    assert "lesion_recall" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("lesion_recall", "meddinov3:hd95", "auroc"))

@@ -61,9 +61,11 @@ def _entries(table: Table) -> dict[str, Any]:
 
             return {suffix: "read and written" if form.write else "read" for suffix, form in READERS.items()}
         case Table.metrics:
+            from voxdino.evaluation.classification import CLASSIFICATION_METRICS
             from voxdino.evaluation.metrics import METRICS
 
-            return {name: _first_line(metric.compute) for name, metric in METRICS.items()}
+            of_masks = {name: _first_line(metric.compute) for name, metric in METRICS.items()}
+            return of_masks | {name: _first_line(metric.compute) for name, metric in CLASSIFICATION_METRICS.items()}
 
 
 def _recipes() -> list[dict[str, Any]]:
