@@ -175,3 +175,14 @@ def test_paths_stay_in_the_folder_and_files_are_there(tmp_path):
     (folder / "labels.csv").write_text("file,label\nb.png,x\na.png,y\n")
     with pytest.raises(DatasetError, match=r"line 2: b\.png is not there"):
         open_classification_set(folder)
+
+
+def test_grades_of_arrays_are_named_in_a_file_of_their_own(tmp_path):
+    path, _ = write_arrays(tmp_path / "grades.npz", (5, 5))
+    plain = open_classification_set(path)
+    write_json(tmp_path / "grades.json", {"kind": "ordinal", "classes": ["none", "mild", "severe"]})
+    told = open_classification_set(path)
+    assert (told.kind, told.class_names) == ("ordinal", ("none", "mild", "severe")) and told.digest != plain.digest
+    write_json(tmp_path / "grades.json", {"kind": "ordinal", "classes": ["none", "mild"]})
+    with pytest.raises(DatasetError, match=r"its grades\.json names 2 classes of kind ordinal; that is another set"):
+        open_classification_set(path)

@@ -6,6 +6,7 @@ import typer
 
 from voxdino import __version__
 from voxdino.cli.check import check
+from voxdino.cli.data import app as data
 from voxdino.cli.demo import demo
 from voxdino.cli.doctor import doctor
 from voxdino.cli.evaluate import evaluate
@@ -52,6 +53,7 @@ app.command("report", rich_help_panel=ROAD)(report)
 app.command("pool", rich_help_panel=PRETRAINING)(pool)
 app.command("pretrain", rich_help_panel=PRETRAINING)(pretrain)
 app.command("demo", rich_help_panel=HELP)(demo)
+app.add_typer(data, name="data", rich_help_panel=HELP)
 app.add_typer(weights, name="weights", rich_help_panel=HELP)
 app.command("list", rich_help_panel=HELP)(list_names)
 app.command("doctor", rich_help_panel=HELP)(doctor)

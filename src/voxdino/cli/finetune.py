@@ -1,5 +1,6 @@
 """`voxdino finetune`: adapt a backbone to the prepared cases."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -27,6 +28,10 @@ from voxdino.core.errors import DatasetError
 
 def finetune(
     workdir: WorkdirOption = DEFAULT_WORKDIR,
+    data: Annotated[
+        Path | None,
+        typer.Option("--data", metavar="SET", help="Classify: a .npz set, or a folder with labels.csv. No prepare."),
+    ] = None,
     recipe: RecipeOption = AUTO,
     backbone: BackboneOption = None,
     fold: FoldOption = 0,
@@ -49,6 +54,22 @@ def finetune(
     from voxdino.preparation.plan import Plan
     from voxdino.preparation.splits import read_split
 
+    if data is not None:
+        from voxdino.cli.classify import finetune_set
+
+        given = {"backbone": backbone, "num_epochs": epochs, "time_budget_s": parse_time_budget(time_budget)}
+        given |= {"seed": seed, "num_workers": workers}
+        finetune_set(
+            data,
+            run_folder_of(workdir, name, recipe if recipe != AUTO else "classify_linear", fold),
+            recipe=recipe,
+            given=given,
+            settings=finetune_settings(set_),
+            device=device,
+            dry_run=dry_run,
+            json=json,
+        )
+        return
     if not (workdir / "plan.json").is_file():
         fix = "voxdino prepare DATASET first, with the same --workdir."
         raise DatasetError("no plan.json here: nothing is prepared.", where=workdir, fix=fix)

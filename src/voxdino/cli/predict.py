@@ -27,11 +27,17 @@ def predict(
     dry_run: DryRunOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Segment images with a fine-tuned model. Run it again to continue; finished cases are kept."""
+    """Segment (or classify) images with a fine-tuned model. Run it again to continue; finished cases are kept."""
     from voxdino.cli.summaries import partial_result, print_inputs, print_predictions
     from voxdino.inference.cases import find_cases, num_source_channels
+    from voxdino.inference.classify import is_classifier
     from voxdino.inference.load import load_plan
 
+    if is_classifier(run):
+        from voxdino.cli.classify import classify
+
+        classify(inputs, run, out, strict=strict, device=device, dry_run=dry_run, json=json)
+        return
     cases = find_cases(inputs, num_channels=num_source_channels(load_plan(run)))
     if dry_run:
         if not json:

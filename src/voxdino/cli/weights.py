@@ -13,9 +13,7 @@ from voxdino.cli.output import print_json, print_table, relative, say
 if TYPE_CHECKING:
     from voxdino.models.foreign import ImportedModel
 
-app = typer.Typer(
-    help="Backbone weights: list, pull (the only command that uses the network), import, inspect, export."
-)
+app = typer.Typer(help="Backbone weights: list, pull (uses the network), import, inspect, export.")
 
 FolderOption = Annotated[
     Path | None,

@@ -1,8 +1,8 @@
 """Data sets with labels per case: MedMNIST's .npz files, and a CSV table beside pictures or volumes.
 
-The table is `labels.csv` in the folder of the set, one row per case: file,label[,split][,group][,id]; paths relative to
-it. Several labels are separated by "|"; "" means none of them, in a set of several labels. `classes.json` beside it may
-say what the labels cannot: {"kind": "ordinal", "classes": ["mild", "moderate", "severe"]}.
+The table is `labels.csv` in the folder of the set, a row per case: file,label[,split][,group][,id], with paths from
+there. Several labels are separated by "|"; "" is none of them, in a set of several labels. `classes.json` beside it
+(for NAME.npz: NAME.json) may say what labels cannot: {"kind": "ordinal", "classes": ["mild", "severe"]}.
 """
 
 from collections.abc import Sequence
@@ -161,8 +161,13 @@ def _open_arrays(path: Path) -> ClassificationSet:
         told = "train, val and test hold images of different sizes, or different numbers of labels."
         raise DatasetError(told, where=path, fix=_FIX_ARRAY)
     shape, num_labels = shapes.pop()
-    num_classes = num_labels if num_labels > 1 else 1 + max(int(one.max()) for one in labels.values())
-    if num_labels > 1 and max(int(one.max()) for one in labels.values()) > 1:
+    highest = max(int(one.max()) for one in labels.values())
+    names = tuple(map(str, range(num_labels if num_labels > 1 else highest + 1)))
+    told = ClassNames.read(path.with_suffix(".json")) if path.with_suffix(".json").is_file() else None
+    if told is not None and (len(told.classes) < len(names) or (told.kind == "multi") != (num_labels > 1)):
+        fact = f"its {path.stem}.json names {len(told.classes)} classes of kind {told.kind}; that is another set."
+        raise DatasetError(fact, where=path, fix=f"correct {path.stem}.json, or remove it.")
+    if num_labels > 1 and highest > 1:
         raise DatasetError("several labels per image must be 0 or 1.", where=path, fix=_FIX_ARRAY)
     for split, rows in labels.items():
         values = rows.reshape(len(rows), -1).tolist()
@@ -173,11 +178,11 @@ def _open_arrays(path: Path) -> ClassificationSet:
     return ClassificationSet(
         name=path.stem,
         path=path,
-        kind="multi" if num_labels > 1 else "single",
+        kind=told.kind if told else "multi" if num_labels > 1 else "single",
         ndim=2 if len(shape) == 2 or shape[-1] == 3 else 3,
-        class_names=tuple(map(str, range(num_classes))),
+        class_names=told.classes if told else names,
         splits=splits,
-        digest=digest_file(path),
+        digest=digest_json({"arrays": digest_file(path), "classes": told and told.to_json()}),
     )
 
 

@@ -49,6 +49,7 @@ class Job:
     batches:  first step -> the batches from there on, the same for a step whenever it is asked for.
     validate: computes Dice with the weights as they are; polls the given function and returns None once it says stop.
     identity: settings that a resumed run must share with the one that saved.
+    measure:  what `Validation.dice` is here, for people: of classifiers it is no Dice.
     """
 
     model: nn.Module
@@ -60,6 +61,7 @@ class Job:
     num_steps: int
     steps_per_epoch: int
     identity: dict[str, Any]
+    measure: str = "Dice"
 
 
 @dataclass(frozen=True)
@@ -130,9 +132,9 @@ def train(
                 if not _validate(state, job, log, clock, stop):
                     stop_safely()
                 if ended or time.monotonic() - last_drawn >= DRAW_EVERY_S:
-                    draw_curves(log.rows(), run_folder / "curves.png", title=run_folder.name)
+                    draw_curves(log.rows(), run_folder / "curves.png", title=run_folder.name, measure=job.measure)
                     last_drawn = time.monotonic()
-                listen(Event("validation", _told(state, log), state.step, job.num_steps))
+                listen(Event("validation", _told(state, log, job.measure), state.step, job.num_steps))
             impatient = config.patience is not None and state.num_stale >= config.patience
             if ended or impatient:
                 break
@@ -225,11 +227,9 @@ def _validate(state: TrainingState, job: Job, log: RunLog, clock: _Clock, stop: 
     return True
 
 
-def _told(state: TrainingState, log: RunLog) -> str:
-    last = log.rows()[-1]
-    return (
-        f"step {state.step}: validation Dice {last['dice']:.4f}, best {state.best_dice:.4f} at step {state.best_step}"
-    )
+def _told(state: TrainingState, log: RunLog, measure: str) -> str:
+    last, best = log.rows()[-1], f"best {state.best_dice:.4f} at step {state.best_step}"
+    return f"step {state.step}: validation {measure} {last['dice']:.4f}, {best}"
 
 
 def _count(state: TrainingState, good: bool, checkpoints: CheckpointFolder, run_folder: Path) -> None:

@@ -104,8 +104,8 @@ def show_progress(listener: Listener | None = None) -> Iterator[Listener]:
         yield show
 
 
-def draw_curves(rows: Sequence[Row], path: Path, *, title: str) -> None:
-    """Loss (faint: every step, strong: smoothed) and validation Dice per class over the steps, as a PNG."""
+def draw_curves(rows: Sequence[Row], path: Path, *, title: str, measure: str = "Dice") -> None:
+    """Loss (faint: every step, strong: smoothed) and validation measure per class over the steps, as a PNG."""
     from matplotlib.figure import Figure  # 0.5 s to import, and pyplot would keep global state
 
     steps = [row for row in rows if row.get("loss") is not None]
@@ -123,7 +123,7 @@ def draw_curves(rows: Sequence[Row], path: Path, *, title: str) -> None:
         right.plot(x, [row["per_class"][name] for row in validations], linewidth=1, alpha=0.8, label=name)
     right.plot(x, [row["dice"] for row in validations], "o-", color="#1f4e79", linewidth=2, markersize=4, label="mean")
     known = [value for row in validations for value in (row["dice"], *row["per_class"].values()) if value is not None]
-    right.set(xlabel="step", ylabel="validation Dice", ylim=(max(0.0, min(known, default=0.0) - 0.05), 1))
+    right.set(xlabel="step", ylabel=f"validation {measure}", ylim=(max(0.0, min(known, default=0.0) - 0.05), 1))
     if validations and len(validations[-1]["per_class"]) <= 12:
         right.legend(frameon=False, loc="lower right")
     for axes in (left, right):
