@@ -12,6 +12,7 @@ from voxdino.cli.output import print_json, print_table
 
 class Table(StrEnum):
     recipes = "recipes"
+    classification = "classification"
     backbones = "backbones"
     decoders = "decoders"
     inputs = "inputs"
@@ -23,7 +24,7 @@ def list_names(
     table: Annotated[Table | None, typer.Argument(help="One table; all of them when left out.")] = None,
     json: JsonOption = False,
 ) -> None:
-    """List recipes, backbones, decoders, input builders, readers and metrics."""
+    """List recipes (of classification apart), backbones, decoders, input builders, readers and metrics."""
     tables = {name: _entries(name) for name in ([table] if table else list(Table))}
     if json:
         if Table.recipes in tables:
@@ -44,6 +45,10 @@ def _entries(table: Table) -> dict[str, Any]:
             from voxdino.finetuning.recipes import RECIPES
 
             return {name: _first_line(recipe) for name, recipe in RECIPES.items()}
+        case Table.classification:
+            from voxdino.finetuning.classify_recipes import CLASSIFY_RECIPES
+
+            return {name: _first_line(recipe) for name, recipe in CLASSIFY_RECIPES.items()}
         case Table.backbones:
             from voxdino.models.registry import BACKBONES
 

@@ -63,9 +63,9 @@ def choose_channels(found: ClassificationSet) -> tuple[ChannelPolicy, ...]:
     image = load_image(found.splits["train"][0]).array
     if image.dtype != np.uint8:
         return tuple(ChannelPolicy(name=f"channel {n}", source=n, kind="mr") for n in range(len(image)))
-    means, sds = IMAGENET_MEAN, IMAGENET_SD
+    means, sds = list(IMAGENET_MEAN), list(IMAGENET_SD)
     if len(image) != 3:
-        means, sds = (sum(means) / 3,) * len(image), (sum(sds) / 3,) * len(image)
+        means, sds = [sum(means) / 3] * len(image), [sum(sds) / 3] * len(image)
     return tuple(
         ChannelPolicy(name=f"channel {n}", source=n, kind="photo", lower=0.0, upper=255.0, mean=255 * mean, sd=255 * sd)
         for n, (mean, sd) in enumerate(zip(means, sds, strict=True))

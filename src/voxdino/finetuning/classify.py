@@ -19,7 +19,8 @@ from voxdino.finetuning.classify_recipes import ClassifyConfig
 from voxdino.inference.classify import ClassifierCard, save_classifier
 from voxdino.models.classifier import Classifier, build_classifier, encoder_config, probabilities
 from voxdino.models.precision import autocast, resolve_device, uses_bf16
-from voxdino.models.weights import load_backbone
+from voxdino.models.segmenter import ModelConfig
+from voxdino.models.weights import WeightsCard, load_backbone
 from voxdino.preparation.case import SplitName
 from voxdino.preparation.classification import ClassificationSet
 from voxdino.probes.calibration import fit_temperature
@@ -88,40 +89,34 @@ def finetune_classifier(
         target = resolve_device(device)
         backbone, card = load_backbone(config.backbone, weights_folder=weights_folder)
         shape = _shape(found, config, backbone.patch_size)
-        settings = {name: getattr(config, name) for name in ("adaptation", "lora_rank", "lora_alpha")}
-        name, num_channels = Path(config.backbone).name, len(shape.channels)
-        encoder = encoder_config(name, card.licence, num_channels=num_channels, settings=settings)
+        encoder = _encoder(config, card, num_channels=len(shape.channels))
         kinds: dict[str, Any] = {"kind": found.kind, "pooling": config.pooling}
         model = build_classifier(encoder, backbone, num_classes=found.num_classes, **kinds).to(target)
-        identity = _identity(found, config, card.file_digest, shape)
-        record = _record(found, config, model, {"name": card.name, "licence": card.licence}, identity)
+        record = _record(found, config, model, card, shape)
         if (path := run_folder / "run.json").exists():
             previous = read_state(ClassifyRecord, path, fix="delete it: the run then starts again.")
-            require_same(previous.identity, identity, where=run_folder)
+            require_same(previous.identity, record.identity, where=run_folder)
             if previous.outcome is not None:
                 return previous.outcome.model_copy(update={"run_folder": str(run_folder), "was_finished": True})
         record.write(path)
         with show_progress(on_event) as listen:
             run = _Run(found, config, shape, model, target, listen)
             run.fit_head()
-            num_steps = 0 if config.adaptation == "frozen" else run.train(run_folder, identity, started)
+            num_steps = 0 if config.adaptation == "frozen" else run.train(run_folder, record.identity, started)
             logits, labels = run.predict("val")
         temperature = fit_temperature(logits, labels, found.kind) if config.calibrate else 1.0
-        chances = probabilities(model, [logits], temperature)
-        save_classifier(
-            run_folder,
-            model,
-            ClassifierCard(
-                model=encoder,
-                backbone=card,
-                classes=found.class_names,
-                shape=shape,
-                temperature=temperature,
-                licence=card.licence,
-                voxdino_version=voxdino.__version__,
-                **kinds,
-            ),
+        told = ClassifierCard(
+            model=encoder,
+            backbone=card,
+            classes=found.class_names,
+            shape=shape,
+            temperature=temperature,
+            licence=card.licence,
+            voxdino_version=voxdino.__version__,
+            **kinds,
         )
+        save_classifier(run_folder, model, told)
+        chances = probabilities(model, [logits], temperature)
         summary = ClassifySummary(
             run_folder=run_folder.name,
             num_steps=num_steps,
@@ -249,39 +244,28 @@ def _shape(found: ClassificationSet, config: ClassifyConfig, patch_size: int) ->
     return ImageShape(channels=choose_channels(found), side=side, **slices)
 
 
-def _identity(
-    found: ClassificationSet, config: ClassifyConfig, backbone_digest: str, shape: ImageShape
-) -> dict[str, Any]:
-    """What must not change between the parts of one run, flat."""
-    settings = {key: value for key, value in config.to_json().items() if key not in {*FREE_TO_CHANGE, "backbone"}}
-    return flatten(
-        {
-            **settings,
-            "backbone": backbone_digest,
-            "dataset": found.digest,
-            "shape": shape.digest(),
-            "voxdino": voxdino.__version__,
-            "torch": str(torch.__version__),
-        }
-    )
+def _encoder(config: ClassifyConfig, card: WeightsCard, *, num_channels: int) -> ModelConfig:
+    settings = {name: getattr(config, name) for name in ("adaptation", "lora_rank", "lora_alpha")}
+    name = Path(config.backbone).name  # no path of this machine in a file that is shared
+    return encoder_config(name, card.licence, num_channels=num_channels, settings=settings)
 
 
 def _record(
-    found: ClassificationSet,
-    config: ClassifyConfig,
-    model: Classifier,
-    backbone: dict[str, str | None],
-    identity: dict[str, Any],
+    found: ClassificationSet, config: ClassifyConfig, model: Classifier, card: WeightsCard, shape: ImageShape
 ) -> ClassifyRecord:
+    """run.json but for the outcome; weights and images count by their content, wherever they lie."""
+    settings = {key: value for key, value in config.to_json().items() if key not in {*FREE_TO_CHANGE, "backbone"}}
+    digests = {"backbone": card.file_digest, "dataset": found.digest, "shape": shape.digest()}
+    versions = {"voxdino": voxdino.__version__, "torch": str(torch.__version__)}
     return ClassifyRecord(
         config={**config.to_json(), "backbone": Path(config.backbone).name},
         dataset=found.name,
         classes=found.class_names,
         num_cases={split: len(cases) for split, cases in found.splits.items()},
-        backbone=backbone,
+        backbone={"name": card.name, "licence": card.licence},
         num_parameters={
             "trained": sum(parameter.numel() for parameter in trainable(model).values()),
             "all": sum(parameter.numel() for parameter in model.parameters()),
         },
-        identity=identity,
+        identity=flatten({**settings, **digests, **versions}),
     )

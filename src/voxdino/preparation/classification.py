@@ -162,11 +162,7 @@ def _open_arrays(path: Path) -> ClassificationSet:
         raise DatasetError(told, where=path, fix=_FIX_ARRAY)
     shape, num_labels = shapes.pop()
     highest = max(int(one.max()) for one in labels.values())
-    names = tuple(map(str, range(num_labels if num_labels > 1 else highest + 1)))
-    told = ClassNames.read(path.with_suffix(".json")) if path.with_suffix(".json").is_file() else None
-    if told is not None and (len(told.classes) < len(names) or (told.kind == "multi") != (num_labels > 1)):
-        fact = f"its {path.stem}.json names {len(told.classes)} classes of kind {told.kind}; that is another set."
-        raise DatasetError(fact, where=path, fix=f"correct {path.stem}.json, or remove it.")
+    names, kind, described = _describe(path, num_labels, highest)
     if num_labels > 1 and highest > 1:
         raise DatasetError("several labels per image must be 0 or 1.", where=path, fix=_FIX_ARRAY)
     for split, rows in labels.items():
@@ -178,12 +174,25 @@ def _open_arrays(path: Path) -> ClassificationSet:
     return ClassificationSet(
         name=path.stem,
         path=path,
-        kind=told.kind if told else "multi" if num_labels > 1 else "single",
+        kind=kind,
         ndim=2 if len(shape) == 2 or shape[-1] == 3 else 3,
-        class_names=told.classes if told else names,
+        class_names=names,
         splits=splits,
-        digest=digest_json({"arrays": digest_file(path), "classes": told and told.to_json()}),
+        digest=digest_json({"arrays": digest_file(path), "classes": described and described.to_json()}),
     )
+
+
+def _describe(path: Path, num_labels: int, highest: int) -> tuple[tuple[str, ...], LabelKind, ClassNames | None]:
+    """Names and kind of an array's labels, as the .json beside it says (the third value), else as they are found."""
+    names = tuple(map(str, range(num_labels if num_labels > 1 else highest + 1)))
+    file = path.with_suffix(".json")
+    if not file.is_file():
+        return names, "multi" if num_labels > 1 else "single", None
+    told = ClassNames.read(file)
+    if len(told.classes) < len(names) or (told.kind == "multi") != (num_labels > 1):
+        fact = f"its {file.name} names {len(told.classes)} classes of kind {told.kind}; that is another set."
+        raise DatasetError(fact, where=path, fix=f"correct {file.name}, or remove it.")
+    return told.classes, told.kind, told
 
 
 def _open_table(table: Path) -> ClassificationSet:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from voxdino.probes.knn import knn_probabilities
 
@@ -50,8 +50,8 @@ def transfer_labels(
     A token counts for each class as much as the class fills it. Votes are interpolated to voxels; the largest wins.
     """
     kinds = F.one_hot(label.long(), num_classes).movedim(-1, 0).float()  # (K, *spatial)
-    pool = F.adaptive_avg_pool3d if label.ndim == 3 else F.adaptive_avg_pool2d
-    shares = pool(kinds, tuple(source.shape[1:])).flatten(1).T  # (N, K)
+    pool = nn.AdaptiveAvgPool3d if label.ndim == 3 else nn.AdaptiveAvgPool2d
+    shares = pool(tuple(source.shape[1:]))(kinds).flatten(1).T  # (N, K)
     votes = knn_probabilities(
         source.flatten(1).T, shares, target.flatten(1).T, num_classes=num_classes, k=k, temperature=temperature
     )
@@ -64,7 +64,7 @@ def distances_mm(
     found: Float[Tensor, "P A"], truth: Float[Tensor, "P A"], spacing: Sequence[float]
 ) -> Float[Tensor, " P"]:
     """How far found points lie from the true ones. spacing: mm per voxel, in array order."""
-    return ((found - truth) * torch.tensor(spacing)).norm(dim=1)
+    return ((found - truth) * torch.tensor(spacing)).square().sum(1).sqrt()
 
 
 def mask_centre(label: Int[Tensor, "*spatial"], index: int) -> Float[Tensor, " A"]:

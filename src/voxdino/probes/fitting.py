@@ -60,7 +60,8 @@ def _curvature_root(features: Float[Tensor, "N E"], strength: float) -> Float[Te
     """
     curvature = features.T @ features / (4 * len(features))
     curvature.diagonal().add_(strength)
-    return torch.linalg.cholesky(curvature)
+    root: Tensor = torch.linalg.cholesky(curvature)
+    return root
 
 
 @dataclass(frozen=True, eq=False)
