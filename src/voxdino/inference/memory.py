@@ -14,7 +14,7 @@ from voxdino.inference.frame import is_out_of_memory
 from voxdino.inference.predictor import LOGIT_BYTES
 from voxdino.preparation.case import Case
 
-WORKING_BYTES = 4 * LOGIT_BYTES  # logits as made, blended and resized; activations; slices read ahead
+WORKING_BYTES = 8 * LOGIT_BYTES  # logits as made, blended and resized; activations; slices read ahead
 READ_BYTES = 6  # a value: as read, at most 4, and in the smallest type that holds it
 LABEL_BYTES = 3  # a voxel: class indices, turned, and as ids of the file
 

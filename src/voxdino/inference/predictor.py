@@ -20,7 +20,7 @@ from voxdino.preparation.slices import CaseSlices, slice_case
 
 __all__ = ["LOGIT_BYTES", "PredictSettings", "Slab", "predict_slabs", "predict_volume", "predicted_slab"]
 
-LOGIT_BYTES = 128 << 20  # of logits held at once
+LOGIT_BYTES = 64 << 20  # of logits held at once: two slices of 25 classes, or one of many
 PART = 8  # most slices in a part: smaller ones fit their body more tightly
 
 WHOLE = 1.5  # times the slab of training: so long a volume is predicted whole
