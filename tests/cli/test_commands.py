@@ -1,6 +1,7 @@
 """The commands on a few phantoms: one road, the same command again, and what each of them refuses."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -108,6 +109,23 @@ def test_cases_that_the_backbone_was_pretrained_on_are_named(run_folder, phantom
         assert all(f"{len(seen)} of {1 + len(others)} cases (first: {first}) were in the pool" in text for text in told)
     assert main(["evaluate", str(phantoms / "labelsTr"), str(phantoms), "--run", str(run_folder)]) == 2
     assert "not of voxdino predict" in capsys.readouterr().err
+
+
+def test_tuning_says_what_helps_and_haste_says_what_it_costs(run_folder, phantoms, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(run_folder, run, ignore=shutil.ignore_patterns("checkpoint"))
+    assert main(["tune", str(phantoms), "--run", str(run), "--device", "cpu", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["fast"]["num_cases"] > 0 and 0 <= told["fast"]["dice_fast"] <= 1
+    for name, found in told["postprocessing"]["evidence"].items():
+        assert found["after"] > found["before"], name
+    image = next((phantoms / "imagesTr").glob("*_0000.nii.gz"))
+    args = ["predict", str(image), "--out", str(tmp_path / "out"), "--device", "cpu", "--fast"]
+    assert main([*args, "--run", str(run)]) == 0
+    assert "times as fast" in capsys.readouterr().err
+    assert main([*args, "--run", str(run), "--mirror"]) == 2
+    assert main([*args, "--run", str(run_folder), "--run", str(run), "--overwrite", "--no-clean-up"]) == 0
+    assert "not measured" in capsys.readouterr().err
 
 
 def test_one_bad_image_does_not_stop_the_others(run_folder, phantoms, tmp_path, capsys):

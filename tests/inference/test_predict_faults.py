@@ -38,7 +38,7 @@ def test_what_cannot_fit_under_a_memory_limit_ends_before_the_work_with_need_and
     declare(image, (512, 512, 2000))
 
     def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (6 * GIB, 6 * GIB))
+        resource.setrlimit(resource.RLIMIT_AS, (4 * GIB, 4 * GIB))
 
     out = tmp_path / "out"
     ended = voxdino("predict", image, "--run", run_folder, "--out", out, "--device", "cpu", before=limit)
