@@ -1,6 +1,7 @@
 """Faults of the machine while predicting: memory limits, full disks, read-only folders (F4, E1, E4, E5)."""
 
 import gzip
+import os
 import resource
 import shutil
 import subprocess
@@ -80,10 +81,11 @@ def test_a_disk_that_fills_up_ends_with_4_keeps_what_is_whole_and_goes_on_once_t
     out = small_disk / "out"
     predict_cases(cases[:1], model, out)
     filler = small_disk / "filler"
-    with filler.open("wb") as file, pytest.raises(OSError, match="No space"):
+    descriptor = os.open(filler, os.O_CREAT | os.O_WRONLY)
+    with pytest.raises(OSError, match="No space"):
         while True:
-            file.write(b"x" * 512)
-            file.flush()
+            os.write(descriptor, bytes(512))
+    os.close(descriptor)
     with pytest.raises(ResourceError, match="disk is full"):
         predict_cases(cases, model, out)
     assert {path.name for path in out.glob("*.nii.gz")} == {"c0.nii.gz"}

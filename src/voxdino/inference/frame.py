@@ -52,6 +52,7 @@ class Frame:
         self._gate = gate
         self.depth, self.size = slices.shape[1], slices.shape[2:]
         self._tile, self._context = model.plan.tile, model.plan.context_slices
+        self._weight = gaussian_weight(self._tile).to(model.device)
         self._num_outputs = model.plan.labels.num_outputs
         padded = (max(length, tile) for length, tile in zip(self.size, self._tile, strict=True))
         self.slice_bytes = 4 * self._num_outputs * int(np.prod([*padded]))
@@ -133,12 +134,11 @@ class Frame:
         with autocast(slab.device, self._bf16):
             if len(boxes) == 1 and step == depth:
                 return self._again(next(self._tiles(slab, boxes, 1))[1], slab)
-            weight = gaussian_weight(self._tile)
             out = torch.zeros((depth, self._num_outputs, *size), device=slab.device)
             for start in range(0, depth, step):
                 part = slab[:, start : start + step + seen_with]
                 per_pass = max(1, self.tiles_at_once // (part.shape[1] - seen_with))
-                blend(self._tiles(part, boxes, per_pass), weight, out[start : start + step])
+                blend(self._tiles(part, boxes, per_pass), self._weight, out[start : start + step])
             return self._again(out, slab)
 
     def _tiles(
