@@ -49,14 +49,18 @@ class CaseRecord(MadeRecord):
     packed_lesions:  see `lesions`; zlib'ed int64, base64: how many, their voxels, their boxes, positions.
     """
 
+    id: str
+    preparation_digest: str
     geometry: CaseGeometry
     scaling: tuple[ChannelScaling, ...]
+    source_digests: dict[str, str]
     files: dict[str, str]
     num_voxels: dict[str, int]
     foreground_slices: tuple[int, ...]
     num_lesions: dict[str, int]
     packed_locations: dict[str, str]
     packed_lesions: dict[str, str]
+    checksum: str = ""
 
     @property
     def file_digests(self) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """What the records of cases share, whatever was made of them: written last, sealed, and kept while nothing changed."""
 
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from voxdino.core.errors import DatasetError, VoxdinoError
 from voxdino.core.records import Record
@@ -11,17 +11,17 @@ M = TypeVar("M", bound="MadeRecord")  # not typing.Self: the checks of the tests
 
 
 class MadeRecord(Record):
-    """The record of a case whose files are whole.
+    """The record of a case whose files are whole. Every kind of it has these fields among its own:
 
     preparation_digest: of everything that shapes the files, the sources apart.
     source_digests:     source file -> SHA-256.
     checksum:           of all the rest; see `is_whole`.
     """
 
-    id: str
-    preparation_digest: str
-    source_digests: dict[str, str]
-    checksum: str = ""
+    if TYPE_CHECKING:  # a kind places them itself: the order of fields is that of the file, which others have digested
+        preparation_digest: str
+        source_digests: dict[str, str]
+        checksum: str
 
     @property
     def file_digests(self) -> dict[str, str]:

@@ -44,14 +44,18 @@ class PoolCase(MadeRecord):
     files:      file beside the record -> (SHA-256, bytes).
     """
 
+    id: str
     source: str
+    preparation_digest: str
     slice_axis: SliceAxis | None
     shape: tuple[int, int, int, int]
     spacing: tuple[float, float, float]
     unit: Unit
     kinds: tuple[str, ...]
     scaling: tuple[ChannelScaling, ...]
+    source_digests: dict[str, str]
     files: dict[str, tuple[str, int]]
+    checksum: str = ""
 
     @property
     def file_digests(self) -> dict[str, str]:
