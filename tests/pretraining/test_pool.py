@@ -21,6 +21,7 @@ from voxdino.core.safe_files import digest_file
 from voxdino.core.volume import LabelMap, Volume
 from voxdino.preparation.intensity import ChannelScaling
 from voxdino.preparation.orientation import slice_geometry, to_slices
+from voxdino.pretraining import pool_slices
 from voxdino.pretraining.pool import Pool
 from voxdino.pretraining.pool_build import build_pool
 from voxdino.pretraining.pool_cases import choose_policies, grey_of_grey
@@ -270,6 +271,21 @@ def test_a_pool_without_any_slice_is_refused_and_a_source_without_one_is_named(t
     pool, message = partly(tmp_path, tmp_path / "flat", mixed)
     assert "no slice was kept of: flat" in message
     assert pool.read(pool.draw(0, 0)).source == "tree"
+
+
+def test_a_large_picture_is_measured_in_strips_as_it_is_whole(monkeypatch):
+    image = np.random.default_rng(0).integers(0, 256, (3, 1, 97, 65)).astype(np.uint8)
+    scaling = tuple(ChannelScaling(source=n, lower=0.0, upper=255.0, mean=0.0, sd=1.0) for n in range(3))
+    whole = measure_slices(image, scaling, None, (None,))
+    seen = []
+    original = pool_slices._in_range
+    monkeypatch.setattr(pool_slices, "_BLOCK_VALUES", 10 * 3 * 65)
+    monkeypatch.setattr(pool_slices, "_in_range", lambda part, rule: seen.append(part.size) or original(part, rule))
+    strips = measure_slices(image, scaling, None, (None,))
+    assert max(seen) == 10 * 3 * 65 and sum(seen) == image.size
+    assert strips["foreground"] == whole["foreground"] and 0 < whole["foreground"] < 1
+    difference = strips["thumbnail"].astype(int) - whole["thumbnail"]
+    assert np.abs(difference).max() <= 1 and whole["thumbnail"].std() > 5
 
 
 def test_neighbours_that_look_alike_are_thinned_to_the_last_one_kept():

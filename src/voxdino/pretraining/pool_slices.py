@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from voxdino.core.records import Record
-from voxdino.core.resample import resize_linear
+from voxdino.core.resample import linear_matrix
 from voxdino.preparation.intensity import ChannelScaling
 from voxdino.preparation.orientation import DISPLAY_AXES, SliceAxis
 from voxdino.pretraining.pool_sources import NEARLY_ISOTROPIC
@@ -84,13 +84,30 @@ def measure_slices(
         facts["axis"], facts["slice"] = AXES.index(axis), np.arange(len(facts))
         step = max(1, _BLOCK_VALUES // max(1, turned[:, 0].size))
         for start in range(0, len(facts), step):
-            shown = _in_range(turned[:, start : start + step], scaling)  # (C, d, H, W)
             block = facts[start : start + step]
-            block["foreground"] = (shown > _NOTHING).any(axis=0).mean(axis=(1, 2))
-            small = resize_linear(shown.mean(axis=0), (THUMBNAIL, THUMBNAIL), (1, 2))
+            block["foreground"], small = _look_at(turned[:, start : start + step], scaling)
             block["thumbnail"] = np.rint(255 * small.clip(0, 1)).astype(np.uint8)
         parts.append(facts)
     return np.concatenate(parts)
+
+
+def _look_at(
+    slices: NDArray[Any], scaling: tuple[ChannelScaling, ...]
+) -> tuple[Float[np.ndarray, " d"], Float[np.ndarray, "d h w"]]:
+    """Share of foreground and thumbnail, values 0 to 1, of slices (C, d, H, W).
+
+    In strips of rows: a huge picture is never there a second time, as floating-point numbers.
+    """
+    _, depth, rows, columns = slices.shape
+    over_rows, over_columns = linear_matrix(rows, THUMBNAIL), linear_matrix(columns, THUMBNAIL)
+    num_full = np.zeros(depth, dtype=np.int64)
+    small = np.zeros((depth, THUMBNAIL, THUMBNAIL), dtype=np.float32)
+    step = max(1, _BLOCK_VALUES // max(1, slices[:, :, 0].size))
+    for first in range(0, rows, step):
+        shown = _in_range(slices[:, :, first : first + step], scaling)  # (C, d, rows, W)
+        num_full += (shown > _NOTHING).any(axis=0).sum(axis=(1, 2))
+        small += over_rows[:, first : first + step] @ (shown.mean(axis=0) @ over_columns.T)
+    return num_full / (rows * columns), small
 
 
 def _in_range(image: NDArray[Any], scaling: tuple[ChannelScaling, ...]) -> NDArray[np.float32]:
