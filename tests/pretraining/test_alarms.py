@@ -2,11 +2,14 @@
 
 import json
 import math
+import re
 
 import pytest
 
 from voxdino.core.errors import CheckpointError
 from voxdino.pretraining.alarms import FIXES, AlarmLimits, Alarms
+from voxdino.pretraining.config import DistillationStage, PretrainConfig, SelfDistillationStage
+from voxdino.pretraining.provenance import FREE_TO_CHANGE
 
 K = 1000
 HEALTHY = {
@@ -111,3 +114,11 @@ def test_a_resumed_run_says_the_same():
 def test_another_state_is_refused():
     with pytest.raises(CheckpointError, match="holds no state of alarms"):
         alarms().load_state({"ranks": "many"})
+
+
+def test_what_to_do_never_needs_settings_that_a_resumed_run_refuses():
+    stages = (*SelfDistillationStage.model_fields, *DistillationStage.model_fields)
+    fixed = {*PretrainConfig.model_fields, *stages, "batches", "prototypes"} - FREE_TO_CHANGE
+    for text in FIXES.values():
+        before, _, _ = text.partition("start a new one")
+        assert not fixed & set(re.findall(r"\w+", before)), text

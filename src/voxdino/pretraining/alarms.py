@@ -204,18 +204,19 @@ class Alarms:
 
 
 _FATAL = {"not_a_number"}
+_ANEW = "stop this run (a resumed one keeps its settings) and start a new one"
 FIXES: dict[str, str] = {
-    "not_a_number": "resume from the last checkpoint with half the learning_rate; if it comes again, with precision "
+    "not_a_number": f"{_ANEW} from an earlier teacher, with half the learning_rate; if it comes again, with precision "
     "off (float32).",
-    "no_gradient": "look whether all weights of the loss are 0, or everything is frozen.",
-    "one_hot": "raise teacher_temperature, or let it rise more slowly; take larger batches, over which Sinkhorn-Knopp "
-    "evens the prototypes out.",
-    "even": "lower teacher_temperature; take larger batches or fewer prototypes; look whether the views show anything "
-    "(voxdino's pictures of fixed images).",
-    "low_rank": "raise koleo_weight, lower the learning_rate, and start again from a checkpoint before the fall; look "
-    "whether the pool is varied enough (near-duplicate slices thinned).",
-    "falling_rank": "lower the learning_rate or raise teacher_momentum; if patch features fall too, add Gram "
-    "anchoring.",
-    "same_direction": "raise koleo_weight, lower the learning_rate, and start again from a checkpoint before it; check "
-    "that images are normalised and not blank.",
+    "no_gradient": f"look whether all weights of the loss are 0, or everything is frozen; {_ANEW}.",
+    "one_hot": f"{_ANEW} with a higher teacher_temperature, or one that rises more slowly, or with larger "
+    "batches, over which Sinkhorn-Knopp evens the prototypes out.",
+    "even": "look whether crops of the images show anything (pictures/ has whole ones); if they do, "
+    f"{_ANEW} with a lower teacher_temperature, larger batches or fewer prototypes.",
+    "low_rank": f"{_ANEW} with a higher koleo_weight or a lower learning_rate; look whether the pool is varied enough "
+    "(near-duplicate slices thinned).",
+    "falling_rank": f"{_ANEW} with a lower learning_rate or a higher teacher_momentum; if patch features fall "
+    "too, with Gram anchoring.",
+    "same_direction": f"check that images are normalised and not blank; if they are, {_ANEW} with a higher "
+    "koleo_weight or a lower learning_rate.",
 }
