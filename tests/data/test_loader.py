@@ -40,6 +40,22 @@ def test_no_more_than_depth_items_are_read_ahead():
         assert len(started) == 3
 
 
+@pytest.mark.parametrize("num_bytes, most", [(4, 5), (10, 3), (20, 1), (99, 1)])
+def test_no_more_bytes_are_held_than_allowed_but_for_the_item_asked_for(num_bytes, most):
+    started = []
+
+    def fetch(step):
+        started.append(step)
+        return step
+
+    settings = {"num_threads": 2, "depth": 5, "size_of": lambda item: num_bytes, "max_bytes": 30}
+    with ReadAhead(fetch, **settings) as items:
+        for number in range(4):
+            assert next(items) == number
+            time.sleep(0.05)
+            assert len(started) == number + most
+
+
 def test_a_hanging_drive_is_noticed():
     release = threading.Event()
     with ReadAhead(lambda step: release.wait(5), num_threads=1, hang_s=0.05) as items:

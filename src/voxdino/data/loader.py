@@ -20,6 +20,7 @@ from voxdino.data.store import IGNORED, CaseStore
 T = TypeVar("T")
 
 HANG_S = 600.0
+HELD_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,15 +79,26 @@ class ReadAhead(Generic[T]):
 
     fetch:       a pure function of the position, safe to call from threads. What it raises, the consumer gets.
     num_threads: 0 computes each item when it is asked for.
-    depth:       items held at most.
+    depth:       items held at most, the one that was given last included.
+    size_of:     bytes of an item; no more are then held than fit into `max_bytes` if all are as large as the largest
+                 so far, but for the item that is asked for.
 
     Errors: ResourceError where an item takes longer than `hang_s` (a dead network drive).
     """
 
     def __init__(
-        self, fetch: Callable[[int], T], *, first: int = 0, num_threads: int = 2, depth: int = 4, hang_s: float = HANG_S
+        self,
+        fetch: Callable[[int], T],
+        *,
+        first: int = 0,
+        num_threads: int = 2,
+        depth: int = 4,
+        size_of: Callable[[T], int] | None = None,
+        max_bytes: int = HELD_BYTES,
+        hang_s: float = HANG_S,
     ) -> None:
-        self._fetch, self._next, self._depth, self._hang_s = fetch, first, max(depth, 1), hang_s
+        self._fetch, self._next, self._hang_s = fetch, first, hang_s
+        self._depth, self._size_of, self._max_bytes, self._largest = max(depth, 1), size_of, max_bytes, 0
         self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="read-ahead") if num_threads else None
         self._pending: deque[Future[T]] = deque()
 
@@ -97,15 +109,27 @@ class ReadAhead(Generic[T]):
         if self._pool is None:
             self._next += 1
             return self._fetch(self._next - 1)
-        while len(self._pending) < self._depth:
-            self._pending.append(self._pool.submit(self._fetch, self._next))
-            self._next += 1
+        self._submit(self._pool, max(self._most_held(), 1))
         try:
-            return self._pending.popleft().result(self._hang_s)
+            item = self._pending.popleft().result(self._hang_s)
         except FutureTimeoutError:
             raise ResourceError(
                 f"a batch could not be read within {self._hang_s:g} s", fix="check the drive that holds the workdir."
             ) from None
+        if self._size_of is not None:
+            self._largest = max(self._largest, self._size_of(item))
+            self._submit(self._pool, self._most_held() - 1)
+        return item
+
+    def _most_held(self) -> int:
+        if self._size_of is None:
+            return self._depth
+        return min(self._depth, self._max_bytes // self._largest) if self._largest else 1
+
+    def _submit(self, pool: ThreadPoolExecutor, num_pending: int) -> None:
+        while len(self._pending) < num_pending:
+            self._pending.append(pool.submit(self._fetch, self._next))
+            self._next += 1
 
     def close(self) -> None:
         """Drop what was read ahead and end the threads."""

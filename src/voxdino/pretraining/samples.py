@@ -29,6 +29,10 @@ class Slices:
     paddings: list[float]
     are_photos: list[bool]
 
+    @property
+    def num_bytes(self) -> int:
+        return sum(image.nbytes for image in self.images)
+
 
 class Samples:
     """The images of every step of a pretraining. Image n of the whole run depends on n and the seed alone."""
