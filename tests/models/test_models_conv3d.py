@@ -8,9 +8,9 @@ from voxdino.models.decoders.conv3d import Conv3dDecoder
 from voxdino.models.features import Features
 
 
-def volume_features(grid=(4, 3, 5), dims=(8, 8, 8, 8)):
-    maps = tuple(torch.randn(2, dim, *grid) for dim in dims)
-    return Features(maps, torch.randn(2, 8), (1, 16, 16))
+def volume_features(grid=(4, 3, 5), dims=(8, 8, 8, 8), batch=2):
+    maps = tuple(torch.randn(batch, dim, *grid) for dim in dims)
+    return Features(maps, torch.randn(batch, 8), (1, 16, 16))
 
 
 def decoder(dims=(8, 8, 8, 8), **settings):
@@ -30,8 +30,12 @@ def test_depth_stays_and_the_plane_is_enlarged(scale, depth):
     assert out.shape == (2, 2, depth, 3 * scale, 5 * scale)
 
 
-def test_a_single_token_is_decoded_in_training_mode():
-    assert decoder(finest_scale=1).train()(volume_features((1, 1, 1)), (1, 16, 16)).isfinite().all()
+@pytest.mark.parametrize("width", [4, 8, 16])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_single_token_is_decoded_in_training_mode_and_heard(width, batch):
+    net = decoder(finest_scale=1, decoder_width=width).train()
+    one, other = (net(volume_features((1, 1, 1), batch=batch), (1, 16, 16)) for _ in range(2))
+    assert one.isfinite().all() and not torch.allclose(one, other, atol=1e-3)
 
 
 @pytest.mark.parametrize("tap", range(4))
@@ -51,7 +55,7 @@ def test_taps_may_differ_in_channels():
     assert decoder(dims).native_logits(volume_features(dims=dims)).shape == (2, 2, 4, 12, 20)
 
 
-@pytest.mark.parametrize("settings", [{"finest_scale": 3}, {"decoder_width": 15}])
+@pytest.mark.parametrize("settings", [{"finest_scale": 3}, {"decoder_width": 15}, {"decoder_width": 2}])
 def test_what_cannot_be_built_is_refused(settings):
     with pytest.raises(ConfigError, match="cannot be"):
         decoder(**settings)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from voxdino.core.errors import ConfigError
+from voxdino.core.errors import ConfigError, PlanError
 from voxdino.models.decoders.upernet3d import Upernet3dDecoder, from_dinomed3d_stage2
 from voxdino.models.detail import DetailStream, Refinement
 from voxdino.models.features import Features
@@ -29,6 +29,13 @@ def test_the_finest_level_decides_the_grid_and_no_slice_is_lost(grid, scale):
     finer = [(depth, rows * s, columns * s) for s in (scale, min(2, scale), 1)]
     assert shapes == [*finer, (depth, -(-rows // 2), -(-columns // 2))]
     assert net.native_logits(features(grid)).shape == (2, 2, *finer[0])
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_single_token_has_nothing_to_be_compared_with(batch):
+    with pytest.raises(PlanError, match=r"one token in one slice.*enlarge the plan's crop or slab"):
+        decoder()(features((1, 1, 1), batch=batch))
+    assert decoder()(features((1, 1, 2), batch=batch)).isfinite().all()
 
 
 @pytest.mark.parametrize("fine", [(3, 12, 20), (3, 7, 9), (3, 30, 41)])

@@ -35,7 +35,7 @@ class Conv3dDecoder(Decoder):
         super().__init__()
         if finest_scale not in (1, 2, 4):
             raise ConfigError(f"finest_scale {finest_scale} cannot be built", fix="choose 4, 2 or 1.")
-        if decoder_width < 2 or decoder_width % 2:
+        if decoder_width < 4 or decoder_width % 2:
             raise ConfigError(f"decoder_width {decoder_width} cannot be halved", fix="give an even number, e.g. 64.")
         self.hidden_width = decoder_width // 2
         widths = (decoder_width, decoder_width, decoder_width, self.hidden_width)
@@ -70,7 +70,8 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.first = nn.Conv3d(width, width, 3, padding=1, bias=False)
         self.second = nn.Conv3d(width, width, 3, padding=1, bias=False)
-        self.norms = nn.ModuleList(nn.GroupNorm(math.gcd(8, width), width) for _ in range(2))
+        groups = math.gcd(8, width // 2)  # of two channels at least: a single token has nothing else to norm over
+        self.norms = nn.ModuleList(nn.GroupNorm(groups, width) for _ in range(2))
 
     def forward(self, x: Float[Tensor, "B C D H W"]) -> Float[Tensor, "B C D H W"]:
         out = F.gelu(self.norms[0](self.first(x)))

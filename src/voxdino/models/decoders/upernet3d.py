@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from voxdino.core.errors import ConfigError
+from voxdino.core.errors import ConfigError, PlanError
 from voxdino.models.decoders.base import Decoder, classifier
 from voxdino.models.detail import GatedFusion, resize
 from voxdino.models.features import Features
@@ -77,7 +77,14 @@ class Upernet3dDecoder(Decoder):
     def hidden(
         self, features: Features, detail: Float[Tensor, "B W D H4 W4"] | None = None
     ) -> Float[Tensor, "B W d h w"]:
-        """On the grid of `detail` where that is given, else `finest_scale` times as fine as the tokens."""
+        """On the grid of `detail` where that is given, else `finest_scale` times as fine as the tokens.
+
+        Errors: PlanError for a single token, which instance norm has nothing to compare with.
+        """
+        if features.maps[-1][0, 0].numel() == 1:
+            fact = "upernet3d compares the tokens of a slab with each other, and sees but one token in one slice"
+            fix = "enlarge the plan's crop or slab, or choose another decoder (--set decoder=conv3d)."
+            raise PlanError(fact, where="crop", fix=fix)
         levels = self.pyramid(features)
         if detail is not None:
             assert self.fuse is not None  # built without outputs of its own
