@@ -13,9 +13,12 @@ from voxdino.core.errors import CheckpointError, ConfigError, DatasetError, Dive
 from voxdino.core.safe_files import digest_file
 from voxdino.models.weights import load_backbone, pack_seen, write_backbone
 from voxdino.pretraining import step as step_module
+from voxdino.pretraining.checks import GramTeacher, gram_teacher_of, named_weights
+from voxdino.pretraining.config import Resolution
 from voxdino.pretraining.learning import Descent
 from voxdino.pretraining.run import TEACHER, pretrain
 from voxdino.pretraining.schedules import constant
+from voxdino.pretraining.step import SelfDistillation
 
 STAGES = {
     "three stages": (
@@ -56,6 +59,48 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_bits(workdir, name):
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
     assert rows(workdir / "whole") == rows(workdir / "parts")
     assert run(workdir, config, "whole").was_finished
+
+
+def test_a_gram_teacher_of_an_earlier_moment_is_what_the_teacher_was_then(workdir, monkeypatch):
+    config = pretraining(
+        self_distillation("adapt", num_steps=5), gram(num_steps=2, gram_teacher="earlier", gram_moment=0.4)
+    )
+    with pytest.raises(StoppedError):
+        run(workdir, config, "run", interrupt_at(2))
+    then = load_file(workdir / "run" / TEACHER)
+    with pytest.raises(StoppedError):
+        run(workdir, config, "run", interrupt_at(6))  # in the second stage
+    anchors = []
+    original = SelfDistillation.begin
+    monkeypatch.setattr(SelfDistillation, "begin", lambda self, *args: [anchors.append(args[1]), original(self, *args)])
+    run(workdir, config, "run")
+    put_aside = load_file(workdir / "run/teacher-00000002.safetensors")
+    end = load_file(workdir / "run" / TEACHER)
+    assert load_backbone(workdir / "run/teacher-00000002.safetensors")[1].pretraining.num_steps == 2
+    for name, value in put_aside.items():
+        assert torch.equal(value, then[name]) and torch.equal(anchors[-1].state_dict()[name], value)
+    assert any(not torch.equal(value, end[name]) for name, value in put_aside.items())
+
+
+@pytest.mark.parametrize(
+    "teachers, wanted",
+    [
+        (("", "earlier"), [None, GramTeacher(step=2)]),
+        (("", "earlier", "kept"), [None, GramTeacher(step=2), GramTeacher(step=2)]),
+        (("", "", "earlier"), [None, None, GramTeacher(step=12)]),
+        (("earlier",), [GramTeacher()]),
+        (("start", "kept"), [GramTeacher(), GramTeacher()]),
+        (("", "kept"), [None, GramTeacher()]),
+        (("old.pth", "kept", "start"), [GramTeacher("old.pth"), GramTeacher("old.pth"), GramTeacher()]),
+    ],
+)
+def test_whose_similarities_a_stage_keeps_depends_on_the_stages_before(teachers, wanted):
+    stages = [
+        self_distillation(str(n), num_steps=10, gram_weight=constant(float(bool(one))), gram_teacher=one)
+        for n, one in enumerate(teachers)
+    ]
+    assert [gram_teacher_of(stages, stage) for stage in stages] == wanted
+    assert named_weights(pretraining(*stages)) == [one for one in ("old.pth",) if one in teachers]
 
 
 def test_the_result_is_a_backbone_that_learned(workdir):
@@ -171,6 +216,15 @@ def test_leaving_off_in_time_says_so_and_the_same_call_goes_on(workdir):
     assert run(workdir, config, "run").num_steps == 3
 
 
+def test_compiling_reaches_every_network_of_blocks_that_runs(workdir, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda block: compiled.append(block))
+    depth = load_backbone("random:tiny")[0].depth
+    for number, stage in enumerate((self_distillation("adapt", num_steps=1), distillation(num_steps=1))):
+        run(workdir, pretraining(stage, compile=True), str(number))
+    assert len(set(map(id, compiled))) == 2 * (2 * depth)  # student and teacher of both
+
+
 def test_looking_does_not_change_the_run(workdir):
     config = pretraining(self_distillation("adapt"))
     run(workdir, config, "blind")
@@ -191,6 +245,11 @@ def test_what_does_not_fit_is_refused(workdir, tmp_path_factory):
     )
     with pytest.raises(ConfigError, match="crops of 30 px do not fit"):
         run(workdir, pretraining(odd), "run")
+    shared_out = pretraining(self_distillation("adapt"), distillation(), parallel="fsdp")
+    with pytest.raises(ConfigError, match="parallel=fsdp: a distillation cannot share"):
+        run(workdir, shared_out, "run")
+    with pytest.raises(ValueError, match="gram_size 16 is smaller than global_size 32"):
+        Resolution(global_size=32, local_size=16, gram_size=16)
     with pytest.raises(ConfigError, match="no vision transformer"):
         run(workdir, config.model_copy(update={"backbone": "random:dinov3_convnext_tiny"}), "run")
     with pytest.raises(CheckpointError, match="nothing to resume"):

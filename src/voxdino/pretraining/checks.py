@@ -1,6 +1,7 @@
 """What a pretraining can be made of: checked before the first step."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from voxdino.core.errors import ConfigError
@@ -12,26 +13,45 @@ from voxdino.training.distributed import World
 
 def named_weights(config: PretrainConfig) -> list[str]:
     """Of all teachers and Gram teachers, each once."""
-    names = [
-        *(name for stage in config.stages if isinstance(stage, DistillationStage) for name in stage.teachers),
-        *(gram_teacher_of(config.stages, stage) for stage in config.stages),
-    ]
-    return [name for name in dict.fromkeys(names) if name not in ("", "start")]
+    names: dict[str, None] = {}
+    for stage in config.stages:
+        if isinstance(stage, DistillationStage):
+            names |= dict.fromkeys(stage.teachers)
+        elif (teacher := gram_teacher_of(config.stages, stage)) and teacher.weights:
+            names[teacher.weights] = None
+    return list(names)
 
 
-def gram_teacher_of(stages: Sequence[AnyStage], stage: AnyStage) -> str:
-    """Whose similarities a stage keeps: "start", or weights; "" where it keeps none."""
+@dataclass(frozen=True)
+class GramTeacher:
+    """Whose similarities a stage keeps: of `weights`, or of the running teacher after so many steps of the whole run;
+    where neither is given, of the backbone that the stage starts from.
+    """
+
+    weights: str | None = None
+    step: int | None = None
+
+
+def gram_teacher_of(stages: Sequence[AnyStage], stage: AnyStage) -> GramTeacher | None:
+    """What `stage.gram_teacher` means among these stages; None for a stage without."""
     if isinstance(stage, DistillationStage) or not stage.has_gram:
-        return ""
-    if stage.gram_teacher != "kept":
-        return stage.gram_teacher
-    before = stages[: next(place for place, one in enumerate(stages) if one is stage)]
-    return (gram_teacher_of(before, before[-1]) if before else "") or "start"
+        return None
+    place = next(place for place, one in enumerate(stages) if one is stage)
+    before = stages[:place]
+    if stage.gram_teacher == "kept":
+        return (gram_teacher_of(stages, before[-1]) if before else None) or GramTeacher()
+    if stage.gram_teacher == "earlier" and before:
+        moment = max(1, round(stage.gram_moment * before[-1].num_steps))
+        return GramTeacher(step=sum(one.num_steps for one in before[:-1]) + moment)
+    return GramTeacher() if stage.gram_teacher in ("start", "earlier") else GramTeacher(weights=stage.gram_teacher)
 
 
 def require_fit(backbone: Any, config: PretrainConfig, world: World, named: Mapping[str, Backbone]) -> ViT:
     """Errors: ConfigError for what cannot be pretrained so."""
     vit = require_vit(backbone, "backbone")
+    if config.parallel == "fsdp" and any(isinstance(stage, DistillationStage) for stage in config.stages):
+        fix = "--set parallel=ddp: every process then holds the whole student."
+        raise ConfigError("a distillation cannot share its weights out", where="parallel=fsdp", fix=fix)
     for stage in config.stages:
         if stage.batch_size % (world.size * stage.accumulate):
             raise ConfigError(
@@ -47,8 +67,9 @@ def require_fit(backbone: Any, config: PretrainConfig, world: World, named: Mapp
             if wrong:
                 fix = f"give multiples of its patch of {vit.patch_size}."
                 raise ConfigError(f"stage {stage.name}: crops of {wrong[0]} px do not fit the backbone", fix=fix)
-        anchor = named.get(gram_teacher_of(config.stages, stage))
-        if anchor is not None and require_vit(anchor, "gram_teacher").config != vit.config:
+        teacher = gram_teacher_of(config.stages, stage)
+        anchor = named[teacher.weights] if teacher and teacher.weights else vit
+        if require_vit(anchor, "gram_teacher").config != vit.config:
             fix = "give one that this backbone has been, at another time."
             raise ConfigError("is of another architecture than the backbone", where="gram_teacher", fix=fix)
     return vit

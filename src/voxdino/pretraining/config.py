@@ -79,8 +79,10 @@ class SelfDistillationStage(Stage):
     teacher_momentum:  of the running average that is the teacher.
     local_weight:      of the local crops' part in the DINO loss.
     gram_weight:       of the MEAN squared difference of similarities, not of the papers' squared norm.
-    gram_teacher:      whose similarities are kept: "start", of the backbone that the stage starts from; "kept", of the
-                       stage before where that had a Gram teacher, else "start"; or weights of an earlier backbone.
+    gram_teacher:      whose similarities are kept: "start", of the backbone that the stage starts from; "earlier", of
+                       the running teacher at `gram_moment` of the stage before, else "start"; "kept", of the stage
+                       before where that had a Gram teacher, else "start"; or weights of an earlier backbone.
+    gram_moment:       share of the stage before's steps that "earlier" means.
     gram_refresh:      steps after which the running teacher takes over from it, `gram_refreshes` times; None: never.
     """
 
@@ -98,6 +100,7 @@ class SelfDistillationStage(Stage):
     koleo_weight: float = Field(default=0.1, ge=0)
     gram_weight: Schedule = constant(0.0)
     gram_teacher: str = "start"
+    gram_moment: float = Field(default=0.2, gt=0, le=1)
     gram_refresh: int | None = Field(default=None, ge=1)
     gram_refreshes: int = Field(default=3, ge=0)
     masked_share: float = Field(default=0.5, ge=0, le=1)
@@ -198,10 +201,10 @@ def adapt(num_steps: int = 100_000) -> SelfDistillationStage:
 
 
 def gram(num_steps: int = 10_000) -> SelfDistillationStage:
-    """Stage 2, Gram anchoring: patch similarities are held at those of the backbone that stage 1 left behind.
+    """Stage 2, Gram anchoring: patch similarities are held at those of stage 1's teacher after a fifth of its steps.
 
-    Its teacher sees crops of twice the size. DINOv3 and MedDINOv3 take it from an earlier moment of stage 1 (dossier
-    2.4: 20,000 to 40,000 steps): say `gram_teacher`, a file that such a run has left; without one it is stage 1's end.
+    Its teacher sees crops of twice the size. MedDINOv3 takes it after 20,000 of 100,000 steps, and up to 40,000 work as
+    well (dossier 2.4); run by itself, the stage takes the backbone it starts from.
     """
     return SelfDistillationStage(
         name="gram",
@@ -211,6 +214,7 @@ def gram(num_steps: int = 10_000) -> SelfDistillationStage:
         teacher_momentum=constant(0.999),
         local_weight=Schedule(start=1.0, peak=0.5, end=0.5, warmup=0.1),
         gram_weight=rising(0.0, 2.0, 0.1),
+        gram_teacher="earlier",
         resolutions=(Resolution(global_size=256, local_size=112, gram_size=512),),
     )
 

@@ -16,7 +16,7 @@ from voxdino.models.backbones.base import Backbone
 from voxdino.models.backbones.vit import ViT
 from voxdino.models.precision import autocast, uses_bf16
 from voxdino.pretraining.config import DistillationStage, PretrainConfig
-from voxdino.pretraining.learning import Descent, Portion, Terms, mixed_seed, named_tensors
+from voxdino.pretraining.learning import Descent, Portion, Terms, compile_blocks, mixed_seed, named_tensors
 from voxdino.pretraining.losses import gram_loss
 from voxdino.training.distributed import World
 
@@ -57,6 +57,8 @@ class Distillation:
             unused.requires_grad_(False)
         backbone.drop_path, backbone.rope_rescale = stage.drop_path, stage.rope_rescale
         backbone.gradient_checkpointing = config.gradient_checkpointing
+        if config.compile:
+            compile_blocks(backbone, *(teacher for teacher in self.teachers if isinstance(teacher, ViT)))
         self.result = ViT(backbone.config).to(world.device).eval().requires_grad_(False)
         self.result.load_state_dict(backbone.state_dict())
         self.amp = uses_bf16(world.device, config.precision)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW
 
+from voxdino.models.backbones.vit import ViT
 from voxdino.pretraining.views import Views
 from voxdino.training.distributed import World
 
@@ -106,6 +107,13 @@ class Descent:
                 held |= {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter)}
             tensors |= {f"optimizer.{key}.{name}": value for key, value in held.items()}
         return tensors
+
+
+def compile_blocks(*backbones: ViT) -> None:
+    """torch.compile of every block by itself: parts that drop path or checkpointing wrap stay apart."""
+    for backbone in backbones:
+        for block in backbone.blocks:
+            block.compile()
 
 
 def named_tensors(**networks: nn.Module | None) -> dict[str, Tensor]:

@@ -77,7 +77,7 @@ def _with_names(stage: AnyStage, name: Callable[[str], str]) -> dict[str, Any]:
     told: dict[str, Any] = stage.to_json()
     if "teachers" in told:
         told["teachers"] = [name(teacher) for teacher in told["teachers"]]
-    if told.get("gram_teacher") not in (None, "start", "kept"):
+    if told.get("gram_teacher") not in (None, "start", "earlier", "kept"):
         told["gram_teacher"] = name(told["gram_teacher"])
     return told
 

@@ -61,7 +61,7 @@ def pretrain(
     on_event:     told what happens (`tracking.Event`); None shows a progress bar on stderr.
 
     Writes run.json, teacher.safetensors (a backbone like any other, whole at any moment), checkpoint/, log.jsonl,
-    curves.png and pictures/ to `run_folder`.
+    curves.png and pictures/ to `run_folder`; teacher-<step>.safetensors where a stage has an "earlier" Gram teacher.
     Errors: DatasetError without a pool; ConfigError, WeightsError and CheckpointError for what does not fit together;
     ResourceError for the lock, the disk, the device; StoppedError, PartialError; DivergedError.
     """
@@ -127,6 +127,8 @@ class _Run:
         alarms = Alarms({"class": config.dino_head.num_prototypes})
         self.watch = Watch(pool, backbone.patch_size, probes or Probes(), alarms)
         self.num_steps = sum(stage.num_steps for stage in config.stages)
+        found = (gram_teacher_of(config.stages, stage) for stage in config.stages)
+        self.moments = {teacher.step for teacher in found if teacher is not None}
         self.step, self.num_skipped, self.num_bad, self.elapsed_s, self.waited_s = 0, 0, 0, 0.0, 0.0
 
     def go_on(self, stop: StopRequest, started: float, stop_after_s: float | None) -> PretrainSummary:
@@ -136,7 +138,12 @@ class _Run:
         assert self.task is not None
         if self.config.watch_every and self.step == 0:
             self._look()
-        with ReadAhead(self._slices, first=self.step, num_threads=self.config.num_workers) as batches:
+        with ReadAhead(
+            self._slices,
+            first=self.step,
+            num_threads=self.config.num_workers,
+            size_of=lambda slices: slices.num_bytes,
+        ) as batches:
             while self.step < self.num_steps:
                 self.elapsed_s = before + time.monotonic() - started
                 late = stop_after_s is not None and time.monotonic() - started > stop_after_s
@@ -151,6 +158,8 @@ class _Run:
                 terms = self.task.step(self.samples.portions(slices, stage, done, self.patch_size), done)
                 self.step += 1
                 self._tell(stage, terms)
+                if self.step in self.moments:
+                    self._write_teacher(self._put_aside(self.step))
                 every = self.config.watch_every
                 if every and (self.step % every == 0 or self.step == self.num_steps):
                     self._look()
@@ -198,8 +207,20 @@ class _Run:
             return
         if not isinstance(self.task, SelfDistillation):
             self.task = SelfDistillation(self.config, self._result(), self.world)
-        anchor = self.named.get(gram_teacher_of(self.config.stages, stage))
-        self.task.begin(stage, None if anchor is None else copy.deepcopy(require_vit(anchor[0], "gram_teacher")))
+        self.task.begin(stage, self._anchor(stage))
+
+    def _anchor(self, stage: AnyStage) -> ViT | None:
+        """The Gram teacher of a stage, where it is not the backbone that the stage starts from."""
+        teacher = gram_teacher_of(self.config.stages, stage)
+        if teacher is None or (teacher.weights is None and teacher.step is None):
+            return None
+        if teacher.step is not None:
+            return require_vit(load_backbone(self._put_aside(teacher.step))[0], "gram_teacher")
+        return copy.deepcopy(require_vit(self.named[str(teacher.weights)][0], "gram_teacher"))
+
+    def _put_aside(self, step: int) -> Path:
+        """The teacher as it was then, kept for a later stage."""
+        return self.folder / f"teacher-{step:08d}.safetensors"
 
     def _result(self) -> ViT:
         """The backbone as the run has made it, whole in every process; at first the one it starts from."""
@@ -240,7 +261,7 @@ class _Run:
             "alarms": self.watch.alarms.state(),
         }
         self.saver.save(self.step, self.task.state(), facts)
-        self._write_teacher()
+        self._write_teacher(self.folder / TEACHER)
 
     def _leave(self, stop: StopRequest) -> None:
         self._save()
@@ -290,14 +311,14 @@ class _Run:
         state: Mapping[str, Any] = self.task.result.state_dict()
         return {name: value.full_tensor() if hasattr(value, "full_tensor") else value for name, value in state.items()}
 
-    def _write_teacher(self) -> None:
+    def _write_teacher(self, path: Path) -> None:
         assert self.task is not None
         tensors = self._result_state()
-        if not self.world.is_main:
-            return
-        facts = self._origin.model_copy(update={"num_steps": self.step})
-        card = card_of(self.folder.name, self.task.result, self.card, self._teacher_cards, facts)
-        write_backbone(self.folder / TEACHER, tensors, card)
+        if self.world.is_main:
+            facts = self._origin.model_copy(update={"num_steps": self.step})
+            card = card_of(self.folder.name, self.task.result, self.card, self._teacher_cards, facts)
+            write_backbone(path, tensors, card)
+        self.world.wait()
 
     @cached_property
     def _origin(self) -> PretrainingFacts:

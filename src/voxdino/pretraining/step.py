@@ -20,6 +20,7 @@ from voxdino.pretraining.learning import (
     Descent,
     Portion,
     Terms,
+    compile_blocks,
     copy_weights,
     mixed_seed,
     named_tensors,
@@ -63,8 +64,7 @@ class SelfDistillation:
         elif world.group is not None:
             self._wrapped = DistributedDataParallel(self.student, broadcast_buffers=False)
         if config.compile:
-            for block in (*self.student.backbone.blocks, *self.teacher.backbone.blocks):
-                block.compile()
+            compile_blocks(self.student.backbone, self.teacher.backbone)
         self.descent: Descent | None = None
 
     @property
