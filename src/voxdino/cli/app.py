@@ -18,6 +18,7 @@ from voxdino.cli.prepare import prepare
 from voxdino.cli.pretrain import pretrain
 from voxdino.cli.report import report
 from voxdino.cli.run import run
+from voxdino.cli.tune import tune
 from voxdino.cli.weights import app as weights
 
 app = typer.Typer(
@@ -48,6 +49,7 @@ app.command("check", rich_help_panel=ROAD)(check)
 app.command("prepare", rich_help_panel=ROAD)(prepare)
 app.command("finetune", rich_help_panel=ROAD)(finetune)
 app.command("predict", rich_help_panel=ROAD)(predict)
+app.command("tune", rich_help_panel=ROAD)(tune)
 app.command("evaluate", rich_help_panel=ROAD)(evaluate)
 app.command("report", rich_help_panel=ROAD)(report)
 app.command("pool", rich_help_panel=PRETRAINING)(pool)

@@ -1,25 +1,58 @@
 """`voxdino predict`: label maps of new cases, on their own grids, with their own headers."""
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from voxdino.cli.options import Device, DeviceOption, DryRunOption, JsonOption, NanOption, NanPolicy, StrictOption
 from voxdino.cli.output import counting, end, say
 
+if TYPE_CHECKING:
+    from voxdino.inference.settings import PredictSettings
+    from voxdino.inference.team import Team
+
 MOST_MAGNIFIED = 8.0
+
+
+class Gate(StrEnum):
+    auto = "auto"
+    on = "on"
+    off = "off"
+
+
+class Amp(StrEnum):
+    auto = "auto"
+    bf16 = "bf16"
+    off = "off"
 
 
 def predict(
     inputs: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
-    run: Annotated[Path, typer.Option("--run", "-r", help="The run folder of a fine-tuned model.")],
+    run: Annotated[
+        list[Path], typer.Option("--run", "-r", help="The run folder of a fine-tuned model; several vote (folds).")
+    ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the label maps, each named after its case.")],
     mirror: Annotated[bool, typer.Option("--mirror", help="Average mirror images: four times the work.")] = False,
     overlap: Annotated[float, typer.Option("--overlap", min=0.0, max=0.9, help="Share that tiles share.")] = 0.5,
     second_look: Annotated[
         float | None, typer.Option("--second-look", help="Look again at small candidates, so many times magnified: 2.")
     ] = None,
+    fast: Annotated[bool, typer.Option("--fast", help="Tiles side by side; voxdino tune measures the cost.")] = False,
+    localise: Annotated[
+        Path | None, typer.Option("--localise", help="A run whose findings are the box that is looked into.")
+    ] = None,
+    gate: Annotated[
+        Gate, typer.Option("--gate", help="Skip air: auto in CT; on, other images' black too; off, nothing.")
+    ] = Gate.auto,
+    clean_up: Annotated[
+        bool, typer.Option("--clean-up/--no-clean-up", help="As voxdino tune chose for the (first) run.")
+    ] = True,
+    tiles_at_once: Annotated[
+        int | None, typer.Option("--tiles-at-once", min=1, help="Per pass of the network; fewer take less memory.")
+    ] = None,
+    amp: Annotated[Amp, typer.Option("--amp", help="bfloat16 arithmetic; auto: where the hardware has it.")] = Amp.auto,
     nan_policy: NanOption = NanPolicy.refuse,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the predictions of another model.")] = False,
     strict: StrictOption = False,
@@ -29,44 +62,54 @@ def predict(
 ) -> None:
     """Segment (or classify) images with a fine-tuned model. Run it again to continue; finished cases are kept."""
     from voxdino.cli.summaries import partial_result, print_inputs, print_predictions
+    from voxdino.core.errors import PartialError, UsageError
     from voxdino.inference.cases import find_cases, num_source_channels
     from voxdino.inference.classify import is_classifier
     from voxdino.inference.load import load_plan
 
-    if is_classifier(run):
+    if is_classifier(run[0]):
         from voxdino.cli.classify import classify
 
-        classify(inputs, run, out, strict=strict, device=device, dry_run=dry_run, json=json)
+        if len(run) > 1:
+            raise UsageError("classifiers do not vote", where="--run", fix="give one run, and average the tables.")
+        classify(inputs, run[0], out, strict=strict, device=device, dry_run=dry_run, json=json)
         return
-    cases = find_cases(inputs, num_channels=num_source_channels(load_plan(run)))
+    cases = find_cases(inputs, num_channels=num_source_channels(load_plan(run[0])))
     if dry_run:
         if not json:
             print_inputs(cases)
-            print(f"would predict {len(cases)} cases with {run} into {out}")
+            print(f"would predict {len(cases)} cases with {', '.join(map(str, run))} into {out}")
         end({"cases": [case.id for case in cases]}, None, as_json=json)
         return
-    from voxdino.core.errors import PartialError, UsageError
-    from voxdino.inference.load import load_model
-    from voxdino.inference.predictor import PredictSettings
     from voxdino.inference.run import predict_cases
+    from voxdino.inference.settings import PredictSettings
+    from voxdino.inference.team import load_team
     from voxdino.models.precision import resolve_device
 
     if second_look is not None and not 1 < second_look <= MOST_MAGNIFIED:
         fix = f"give a number above 1 and up to {MOST_MAGNIFIED:g}, such as 2."
         raise UsageError(f"--second-look is {second_look:g}", fix=fix)
-    settings = PredictSettings(mirror=mirror, overlap=overlap, second_look=second_look)
-    model = load_model(run, resolve_device(device))
-    if second_look is not None and not model.segmenter.backbone.depth:
-        raise UsageError("--second-look magnifies what a backbone sees, and this model has none", fix="leave it out.")
-    say(f"{len(cases)} cases with {model.name} on {model.device} ({model.card.backbone.name}, {model.card.licence})")
-    options = model.plan.read_options
+    settings = PredictSettings(
+        mirror=mirror,
+        overlap=overlap,
+        second_look=second_look,
+        slices_at_once=tiles_at_once,
+        amp=amp.value,
+        gate=gate.value,
+    )
+    team = load_team(run, localise=localise, clean_up=clean_up, device=resolve_device(device))
+    if fast:
+        settings = _hasty(settings, run[0])
+    _require_magnifiable(second_look, team)
+    _say_how(team, settings, len(cases))
+    options = team.plan.read_options
     if nan_policy is NanPolicy.fill:
         options = options.model_copy(update={"nan_policy": "fill"})
     with counting("predicting") as on_progress:
         try:
             summary = predict_cases(
                 cases,
-                model,
+                team,
                 out,
                 settings=settings,
                 options=options,
@@ -81,3 +124,35 @@ def predict(
     if not json:
         print_predictions(summary, cases)
     end(summary.to_json(), None, as_json=json)
+
+
+def _hasty(settings: "PredictSettings", run: Path) -> "PredictSettings":
+    """With what --fast changes, and its cost told."""
+    from voxdino.core.errors import UsageError
+    from voxdino.inference.settings import hasty
+    from voxdino.inference.tune import FAST_NAME, FastCost
+
+    if settings.mirror or settings.second_look is not None:
+        raise UsageError("--fast goes with neither --mirror nor --second-look", fix="leave one of them out.")
+    cost = run / FAST_NAME
+    say(FastCost.read(cost).in_words() if cost.is_file() else "--fast: its cost is not measured; see voxdino tune")
+    return hasty(settings)
+
+
+def _require_magnifiable(second_look: float | None, team: "Team") -> None:
+    from voxdino.core.errors import UsageError
+
+    if second_look is not None and not all(model.segmenter.backbone.depth for model in team.models):
+        raise UsageError("--second-look magnifies what a backbone sees, and this model has none", fix="leave it out.")
+
+
+def _say_how(team: "Team", settings: "PredictSettings", num_cases: int) -> None:
+    """On stderr: who predicts, what is skipped, what is cleaned up."""
+    from voxdino.inference.gate import is_gated
+
+    for model in team.models:
+        say(f"{num_cases} cases with {model.name} on {model.device} ({model.card.backbone.name}, {model.card.licence})")
+    if is_gated(team.plan, settings.gate):
+        say("air around the body is not looked at (--gate off)")
+    if team.after.rules:
+        say(f"cleaned up afterwards: {', '.join(team.after.rules)} (--no-clean-up)")

@@ -98,6 +98,13 @@ def choose_postprocessing(pairs: Pairs, label_set: LabelSet) -> Postprocessing:
     return Postprocessing(rules=rules, evidence=evidence)
 
 
+def mean_dice(pairs: Iterable[tuple[LabelMap, LabelMap]], label_set: LabelSet) -> float:
+    """Mean Dice over classes and (prediction, reference) pairs; both empty counts as 1."""
+    values = [value for _, value in label_set.foreground]
+    scores = [_scores([_masks(*pair, value)], Rule())[0] for pair in pairs for value in values]
+    return _mean(scores)
+
+
 Masks = tuple[NDArray[np.bool_], NDArray[np.bool_], float]  # predicted, reference, in their box; volume of a voxel
 
 

@@ -27,3 +27,8 @@ class PredictSettings(Record):
     slices_at_once: int | None = Field(default=None, ge=1)
     amp: Literal["auto", "bf16", "off"] = "auto"
     gate: GateKind = "auto"
+
+
+def hasty(settings: PredictSettings) -> PredictSettings:
+    """What --fast does: tiles side by side instead of half over each other, each voxel seen once."""
+    return settings.model_copy(update={"overlap": 0.0, "mirror": False, "second_look": None})

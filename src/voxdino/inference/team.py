@@ -2,22 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
+import torch
 
 from voxdino.core.errors import UsageError
 from voxdino.core.geometry import Grid
 from voxdino.core.safe_files import digest_json
 from voxdino.core.volume import LabelMap, Volume
-from voxdino.inference.load import LoadedModel
+from voxdino.inference.load import LoadedModel, load_model
 from voxdino.inference.postprocess import Postprocessing
 from voxdino.inference.predictor import predict_volume, require_same_task
-from voxdino.inference.settings import PredictSettings
+from voxdino.inference.settings import PredictSettings, hasty
 from voxdino.preparation.fingerprint import bounding_box
 from voxdino.preparation.plan import Plan
 
 MARGIN_MM = 20.0  # around what the locator found (pixels where the file states no spacing)
-LOCATING = PredictSettings(overlap=0.0)
+LOCATING = hasty(PredictSettings())
 
 
 @dataclass(frozen=True)
@@ -95,3 +97,15 @@ def _margins(grid: Grid) -> list[int]:
 def team_of(models: LoadedModel | Team) -> Team:
     """One model is a team of one."""
     return models if isinstance(models, Team) else Team((models,))
+
+
+def load_team(
+    run_folders: Sequence[Path], *, localise: Path | None = None, clean_up: bool = True, device: torch.device
+) -> Team:
+    """The models of run folders, and what was chosen for the first of them (see `Postprocessing`) to be cleaned up.
+
+    Errors: as `load_model`; UsageError for models that do not go together.
+    """
+    models = tuple(load_model(folder, device) for folder in run_folders)
+    locator = None if localise is None else load_model(localise, device)
+    return Team(models, locator, Postprocessing.of_run(run_folders[0]) if clean_up else Postprocessing())
