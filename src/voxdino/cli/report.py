@@ -20,14 +20,18 @@ def report(
     dataset: Annotated[
         Path | None, typer.Option("--dataset", help="The images: the lowest, middle and highest case are drawn.")
     ] = None,
+    labels: Annotated[
+        Path | None, typer.Option("--labels", help="With --dataset: dataset.json, labels.json or plan.json of them.")
+    ] = None,
     title: Annotated[str | None, typer.Option("--title", help="Of the page; default: the name of the run.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Write report.html, which needs no network, and its tables as CSV, JSON, Markdown and LaTeX."""
+    from voxdino.cli.references import read_labels
     from voxdino.report.make import make_page
     from voxdino.report.write import write_report
 
-    page = make_page(runs, dataset=dataset, title=title)
+    page = make_page(runs, dataset=dataset, labels=None if labels is None else read_labels(labels), title=title)
     home = runs[0] if runs[0].is_dir() else runs[0].parent
     path = write_report(page, out or (home if len(runs) == 1 else Path()) / "report")
     if not json:

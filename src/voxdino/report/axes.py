@@ -6,6 +6,8 @@ from math import ceil, floor, isclose, log10
 
 from voxdino.report.texts import markup, plain
 
+Pixels = int | float
+
 NUM_COLOURS = 8  # classes c0 to c7 of the style sheet
 
 
@@ -21,32 +23,32 @@ def _told(value: object) -> str:
     return markup(str(value))
 
 
-def line(x1: float, y1: float, x2: float, y2: float, class_: str) -> str:
+def line(x1: Pixels, y1: Pixels, x2: Pixels, y2: Pixels, class_: str) -> str:
     return element("line", x1=float(x1), y1=float(y1), x2=float(x2), y2=float(y2), class_=class_)
 
 
-def text(x: float, y: float, words: str, class_: str = "", anchor: str = "start") -> str:
+def text(x: Pixels, y: Pixels, words: str, class_: str = "", anchor: str = "start") -> str:
     return element("text", markup(words), x=float(x), y=float(y), class_=class_, text_anchor=anchor)
 
 
-def dot(x: float, y: float, radius: float, class_: str, hint: str = "") -> str:
+def dot(x: Pixels, y: Pixels, radius: Pixels, class_: str, hint: str = "") -> str:
     """A filled circle; `hint` appears when the mouse rests on it."""
     told = element("title", markup(hint)) if hint else ""
     return element("circle", told, cx=float(x), cy=float(y), r=float(radius), class_=class_)
 
 
-def path(points: Iterable[tuple[float, float]], class_: str, *, closed: bool = False) -> str:
+def path(points: Iterable[tuple[Pixels, Pixels]], class_: str, *, closed: bool = False) -> str:
     steps = " L".join(f"{x:.1f} {y:.1f}" for x, y in points)
     return element("path", d=f"M{steps}{'Z' if closed else ''}", class_=class_)
 
 
-def drawing(width: float, height: float, description: str, *content: str) -> str:
+def drawing(width: Pixels, height: Pixels, description: str, *content: str) -> str:
     """A whole SVG that scales with its place; `description` is what a screen reader says."""
     box = f"0 0 {width:.0f} {height:.0f}"
     return element("svg", *content, viewBox=box, width=float(width), role="img", aria_label=description)
 
 
-def shorten(words: str, width: float, size: float = 7.0) -> str:
+def shorten(words: str, width: Pixels, size: Pixels = 7.0) -> str:
     """The words cut to `width` at about `size` pixels a letter, with an ellipsis."""
     room, words = max(3, int(width / size)), plain(words)
     return words if len(words) <= room else words[: room - 1].rstrip() + "…"
@@ -56,21 +58,21 @@ def shorten(words: str, width: float, size: float = 7.0) -> str:
 class Axis:
     """Values from `low` to `high` onto pixels from `start` to `end` (maybe before it); linear or logarithmic."""
 
-    low: float
-    high: float
-    start: float
-    end: float
+    low: Pixels
+    high: Pixels
+    start: Pixels
+    end: Pixels
     is_log: bool = False
 
-    def place(self, value: float) -> float:
+    def place(self, value: Pixels) -> float:
         """The pixel of a value."""
         ends = (self.low, self.high, value)
         low, high, here = (log10(end) for end in ends) if self.is_log else ends
         return self.start + (here - low) / (high - low) * (self.end - self.start)
 
-    def ticks(self, pixels_apart: float) -> list[tuple[float, str]]:
+    def ticks(self, pixels_apart: Pixels) -> list[tuple[float, str]]:
         """(value, label) at round values, about `pixels_apart`."""
-        most = max(2, int(abs(self.end - self.start) / pixels_apart))
+        most = max(3, int(abs(self.end - self.start) / pixels_apart))
         if self.is_log:
             return _log_ticks(self.low, self.high, most)
         step = round_step((self.high - self.low) / most)
@@ -82,7 +84,7 @@ class Axis:
         return [(value, f"{value + 0.0:.{digits}f}".replace("-", "−")) for value in values]
 
 
-def axis_of(values: Sequence[float], start: float, end: float, *, is_log: bool = False, room: float = 0.06) -> Axis:
+def axis_of(values: Sequence[float], start: Pixels, end: Pixels, *, is_log: bool = False, room: float = 0.06) -> Axis:
     """An axis over all values with some room at both ends; over a single value one around it."""
     low, high = min(values), max(values)
     if is_log:
@@ -98,7 +100,7 @@ def round_step(size: float) -> float:
     return power * next(factor for factor in (1, 2, 5, 10) if factor * power >= size * (1 - 1e-9))
 
 
-def _log_ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:
+def _log_ticks(low: Pixels, high: Pixels, most: int) -> list[tuple[float, str]]:
     """Powers of ten, with 2 and 5 between them where there is room."""
     decades = range(floor(log10(low)), ceil(log10(high)) + 1)
     for factors in ((1, 2, 5), (1, 3), (1,)):

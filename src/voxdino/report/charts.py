@@ -31,6 +31,7 @@ from voxdino.report.page import (
 from voxdino.report.texts import interval_text, markup, number
 
 FEW_POINTS = 25  # up to here points are dots with whiskers, beyond it lines with bands
+MOST_PLACES = 6  # up to here every x of a logarithmic axis is labelled
 NARROW = 480  # pixels: a phone
 
 
@@ -41,14 +42,14 @@ class Plot:
     x: Axis
     y: Axis
 
-    def frame(self, x_label: str, y_label: str) -> list[str]:
-        """Grid, tick labels and names of the axes."""
+    def frame(self, x_label: str, y_label: str, x_values: Sequence[float] = ()) -> list[str]:
+        """Grid, tick labels and names of the axes; `x_values` are labelled instead of round ones."""
         left, right, bottom, top = self.x.start, self.x.end, self.y.start, self.y.end
         parts = []
         for value, label in self.y.ticks(44):
             at = self.y.place(value)
             parts += [line(left, at, right, at, "grid"), text(left - 8, at + 4, label, "tick", "end")]
-        for value, label in self.x.ticks(64):
+        for value, label in [(value, number(value)) for value in x_values] or self.x.ticks(64):
             at = self.x.place(value)
             parts += [line(at, bottom, at, bottom + 4, "axis"), text(at, bottom + 18, label, "tick", "middle")]
         parts.append(line(left, bottom, right, bottom, "axis"))
@@ -69,7 +70,9 @@ def draw_curves(section: CurveSection, width: float) -> str:
         axis_of([p.x for p in points], 52, width - 10, is_log=section.x_is_log, room=room),
         axis_of(heights, height - 48, 30),
     )
-    parts = plot.frame(section.x_label, section.y_label)
+    places = sorted({p.x for p in points})
+    measured = places if section.x_is_log and len(places) <= MOST_PLACES else []
+    parts = plot.frame(section.x_label, section.y_label, measured)
     for place, series in enumerate(section.series):
         parts += _draw_series(plot, series, place)
     told = "; ".join(f"{one.name} {_told_range(one.points)}" for one in section.series)
@@ -154,12 +157,13 @@ def draw_ranks(section: RankSection, width: float) -> str:
     """Critical-difference diagram (Demšar, JMLR 2006): bars join methods that cannot be told apart."""
     order = sorted(range(len(section.names)), key=lambda i: section.mean_ranks[i])
     ranks = [section.mean_ranks[i] for i in order]
-    num, half = len(order), (len(order) + 1) // 2
-    side = 104.0 if width < NARROW else 250.0
+    num, is_narrow = len(order), width < NARROW
+    side = 10.0 if is_narrow else 250.0
     axis = Axis(1.0, float(max(2, num)), side, width - side)
     groups = _groups(ranks, section.critical_difference)
-    top, first = 56.0, 56.0 + 26 + 9 * len(groups)
-    height = first + 24 * half + 6
+    top = 56.0
+    first = top + 26 + 9 * len(groups)
+    num_left = 0 if is_narrow else (num + 1) // 2
     parts = [line(axis.start, top, axis.end, top, "axis")]
     for rank in range(1, max(2, num) + 1):
         at = axis.place(rank)
@@ -167,21 +171,23 @@ def draw_ranks(section: RankSection, width: float) -> str:
     shown = min(axis.place(1 + section.critical_difference), width)
     parts.append(line(axis.start, 16, shown, 16, "interval"))
     parts.append(text(axis.start, 9, f"critical difference {number(section.critical_difference)}", "label"))
-    for place, (i, rank) in enumerate(zip(order, ranks, strict=True)):
-        is_left = place < half
-        y = first + 24 * (place if is_left else num - 1 - place)
-        edge, anchor = (side - 10, "end") if is_left else (width - side + 10, "start")
-        x = axis.place(rank)
-        parts.append(path([(x, top), (x, y), (edge, y)], "leader"))
-        words = f"{shorten(section.names[i], side - 48, 6.8)} {rank:.2f}"
-        end = edge - 4 if is_left else edge + 4
-        hint = element("title", markup(f"{section.names[i]}: mean rank {rank:.2f}"))
-        parts.append(element("g", hint, text(end, y + 4, words, "name", anchor)))
     for level, (low, high) in enumerate(groups):
         y = top + 14 + 9 * level
         parts.append(line(axis.place(ranks[low]) - 3, y, axis.place(ranks[high]) + 3, y, "joined"))
+    names = []
+    for place, (i, rank) in enumerate(zip(order, ranks, strict=True)):
+        x, y = axis.place(rank), first + 24 * (place if place < num_left else num - 1 - place)
+        is_left = x > width / 2 if is_narrow else place < num_left  # its name stands at the left of its line
+        edge = x if is_narrow else side - 10 if is_left else width - side + 10
+        room = (edge if is_left else width - edge) - 48
+        parts.append(path([(x, top), (x, y), (edge, y)], "leader"))
+        hint = element("title", markup(f"{section.names[i]}: mean rank {rank:.2f}"))
+        words = f"{shorten(section.names[i], room, 6.8)} {rank:.2f}"
+        end, anchor = (edge - 5, "end") if is_left else (edge + 5, "start")
+        names.append(element("g", hint, text(end, y + 4, words, "name halo", anchor)))
     told = ", ".join(f"{section.names[i]} {section.mean_ranks[i]:.2f}" for i in order)
-    return drawing(width, height, f"Mean ranks: {told}", *parts)
+    height = first + 24 * (num - num_left if is_narrow else num_left) + 6
+    return drawing(width, height, f"Mean ranks: {told}", *parts, *names)
 
 
 def _groups(ranks: Sequence[float], critical_difference: float) -> list[tuple[int, int]]:
@@ -233,7 +239,8 @@ def draw_agreement(section: AgreementSection, width: float) -> str:
         at = plot.y.place(level)
         parts.append(line(plot.x.start, at, plot.x.end, at, "reference" if name == "mean" else "limit"))
         if spread or name == "mean":
-            parts.append(text(plot.x.end + 6, at + 4, f"{name} {number(level, digits)}", "value"))
+            parts.append(text(plot.x.end + 6, at - 2, name, "label"))
+            parts.append(text(plot.x.end + 6, at + 12, number(level, digits), "value"))
     for mean, difference, point in zip(means, differences.tolist(), section.points, strict=True):
         hint = f"{point.case}: reference {number(point.reference)}, predicted {number(point.predicted)}{unit}"
         parts.append(dot(plot.x.place(mean), plot.y.place(difference), 4, "dot faint c0", hint))

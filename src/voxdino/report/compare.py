@@ -24,6 +24,7 @@ from voxdino.report.page import (
 from voxdino.report.results import Result
 from voxdino.report.run_sections import validation_curve
 from voxdino.report.score_sections import (
+    FACTS,
     interval_of,
     main_metric,
     metric_heading,
@@ -34,7 +35,6 @@ from voxdino.report.texts import number, p_value
 
 LEVEL = 0.05
 LOWER_IS_BETTER = frozenset({"hd95", "assd"})
-FACTS = frozenset({"volume", "volume_error"})  # neither more nor less of them is better
 
 Values = dict[str, dict[str, float]]  # name of the result -> case -> value
 

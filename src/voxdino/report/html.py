@@ -24,7 +24,7 @@ from voxdino.report.page import (
     TableSection,
     TextSection,
 )
-from voxdino.report.texts import best_rows, cell_text, markup, number, numeric, range_text
+from voxdino.report.texts import best_rows, cell_text, markup, name_markup, number, numeric, range_text
 
 WIDE, NARROW = 880.0, 330.0  # pixels that charts are drawn for: a desktop's column and a phone's
 LONG_TABLE = 24  # rows; longer ones scroll in a box of their own
@@ -161,7 +161,7 @@ def _cell(cell: Cell, column: Column, scale: Axis | None, *, is_name: bool, is_b
     """A table cell with its value for sorting; below an interval's mean its ends, to scale with the column."""
     value = numeric(cell)
     sort = "" if value is None else f' data-sort="{value!r}"'
-    told = markup(cell_text(cell, column))
+    told = name_markup(cell_text(cell, column)) if isinstance(cell, str) else cell_text(cell, column)
     if isinstance(cell, Interval) and cell.mean is not None:
         told = f'<span class="mean">{number(cell.mean, column.digits)}</span>{_small_interval(cell, column, scale)}'
     elif value is None and not isinstance(cell, str):

@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from voxdino.core.errors import UsageError
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.labels import LabelSet
+from voxdino.evaluation.scores import Scores
 from voxdino.preparation.dataset import read_dataset
 from voxdino.preparation.plan import Plan
 from voxdino.report.compare import comparison_sections
@@ -17,20 +19,23 @@ from voxdino.report.score_sections import failure_section, score_facts, score_se
 VALIDATION = "validation"  # where `voxdino run` leaves predictions
 
 
-def make_page(paths: Sequence[Path], *, dataset: Path | None = None, title: str | None = None) -> ReportPage:
+def make_page(
+    paths: Sequence[Path], *, dataset: Path | None = None, labels: LabelSet | None = None, title: str | None = None
+) -> ReportPage:
     """The page of one result, or of several side by side.
 
     paths:   each a run's folder, a folder of predictions with scores.json, or a file of scores.
-    dataset: with the images: the lowest, middle and highest case are then drawn (of one result).
-    Errors: DatasetError, ConfigError naming the file; those of reading images.
+    dataset: with the images: the lowest, middle and highest case are then drawn (of one result that has scores).
+    labels:  what label values mean, where neither the plan of the run nor the data set says so.
+    Errors: DatasetError, ConfigError naming the file; UsageError for labels of unknown meaning; those of reading.
     """
     results = read_results(paths)
     if len(results) == 1:
-        return _page_of_one(results[0], dataset, title)
+        return _page_of_one(results[0], dataset, labels, title)
     return _page_of_several(results, title)
 
 
-def _page_of_one(result: Result, dataset: Path | None, title: str | None) -> ReportPage:
+def _page_of_one(result: Result, dataset: Path | None, labels: LabelSet | None, title: str | None) -> ReportPage:
     facts: list[tuple[str, str]] = []
     warnings: list[str] = []
     sections: list[Section] = []
@@ -38,8 +43,8 @@ def _page_of_one(result: Result, dataset: Path | None, title: str | None) -> Rep
         facts += score_facts(result.scores)
         warnings += result.scores.warnings
         whole = score_sections(result.scores)
-        gallery = None if dataset is None else _gallery(result, dataset)
-        sections += [*whole[:-2], *([gallery] if gallery else []), failure_section(result.scores)]
+        gallery = [] if dataset is None else [_gallery(result.scores, result.folder, dataset, labels)]
+        sections += [*whole[:-2], *gallery, failure_section(result.scores)]
     if result.run is not None:
         facts += run_facts(result.run)
         warnings += run_warnings(result.run)
@@ -81,21 +86,16 @@ def _page_of_several(results: Sequence[Result], title: str | None) -> ReportPage
     )
 
 
-def _gallery(result: Result, dataset: Path) -> GallerySection | None:
-    assert result.scores is not None
-    options, labels = _reading(result)
+def _gallery(scores: Scores, folder: Path, dataset: Path, labels: LabelSet | None) -> GallerySection:
+    """Read as the run's plan says, where there is one."""
+    options = ReadOptions()
+    if (folder / "plan.json").is_file():
+        plan = Plan.read(folder / "plan.json")
+        options, labels = plan.read_options, labels or plan.labels
     found = read_dataset(dataset, options, labels=labels)
     if found.labels is None:
-        return None
+        fix = "name them with --labels plan.json of the run (or labels.json)."
+        raise UsageError("the data set does not say what its label values mean.", where=dataset, fix=fix)
     cases = {case.id: case for case in (*found.cases, *found.test_cases) if case.label is not None}
-    inside = result.folder / VALIDATION
-    return gallery_section(result.scores, cases, inside if inside.is_dir() else result.folder, found.labels, options)
-
-
-def _reading(result: Result) -> tuple[ReadOptions, LabelSet | None]:
-    """How the run read its files: as its plan says."""
-    plan = result.folder / "plan.json"
-    if not plan.is_file():
-        return ReadOptions(), None
-    made = Plan.read(plan)
-    return made.read_options, made.labels
+    inside = folder / VALIDATION
+    return gallery_section(scores, cases, inside if inside.is_dir() else folder, found.labels, options)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from voxdino.core.errors import DatasetError
 from voxdino.core.io import image_suffix, is_image, read_label_map
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.labels import LabelSet
@@ -19,20 +20,19 @@ from voxdino.report.texts import number
 
 def gallery_section(
     scores: Scores, cases: Mapping[str, Case], predictions: Path, labels: LabelSet, options: ReadOptions
-) -> GallerySection | None:
+) -> GallerySection:
     """Image, reference and prediction of the cases with the lowest, the middle and the highest score.
 
-    predictions: folder of the predicted label maps, named after their cases. None where no scored case has all files.
-    Errors: those of reading images, with their file.
+    predictions: folder of the predicted label maps, named after their cases.
+    Errors: DatasetError where no scored case has an image, a reference and a prediction; those of reading images.
     """
     metric = main_metric(scores)
     files = {path.name.removesuffix(image_suffix(path)): path for path in predictions.glob("*") if is_image(path)}
-    if metric is None:
-        return None
-    known = {case: value for case, value in values_by_case(scores, metric).items() if case in cases and case in files}
-    order = sorted(known, key=lambda case: known[case])
-    if not order:
-        return None
+    known = {} if metric is None else values_by_case(scores, metric)
+    order = sorted((case for case in known if case in cases and case in files), key=lambda case: known[case])
+    if metric is None or not order:
+        fact = "no scored case has its image in the data set and its prediction here: there is nothing to draw."
+        raise DatasetError(fact, where=predictions, fix="give the data set that was scored, or leave out --dataset.")
     places = {"Lowest": 0, "Middle": len(order) // 2, "Highest": len(order) - 1}
     named = {place: name for name, place in reversed(places.items())}  # of few cases one place has several names
     items = []

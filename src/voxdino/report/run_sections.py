@@ -4,11 +4,18 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from voxdino.report.page import Cell, Column, CurveSection, Point, Section, Series, TableSection
+from voxdino.report.page import Column, CurveSection, Point, Section, Series, TableSection
 from voxdino.report.results import Result, RunFacts
 
 MOST_POINTS = 200  # of a curve; more steps are averaged in blocks
 NO_LOSS = frozenset({"step", "stage", "skipped", "grad_norm", "lr_factor", "dice"})
+COSTS = {
+    "num_steps": "steps",
+    "num_skipped": "steps skipped (no finite loss)",
+    "elapsed_s": "seconds",
+    "ended_by": "ended by",
+    "data_wait": "share of time waiting for data",
+}
 
 Rows = Sequence[dict[str, Any]]
 
@@ -117,16 +124,10 @@ def _averaged(rows: Rows, name: str) -> tuple[Point, ...]:
 def cost_section(run: RunFacts) -> TableSection:
     """What the run took and what it ran on."""
     parameters = run.num_parameters if isinstance(run.num_parameters, dict) else {"all": run.num_parameters}
-    rows: list[tuple[Cell, ...]] = [(f"parameters, {name}", number) for name, number in parameters.items()]
-    names = {
-        "num_steps": "steps",
-        "num_skipped": "steps skipped (no finite loss)",
-        "elapsed_s": "seconds",
-        "ended_by": "ended by",
-        "data_wait": "share of time waiting for data",
-    }
-    rows += [(words, run.outcome[key]) for key, words in names.items() if run.outcome and key in run.outcome]
-    rows += [("device", run.device), ("Python", run.python), ("licence of the backbone", run.backbone.get("licence"))]
+    outcome = run.outcome or {}
+    rows = [(f"parameters, {name}", f"{number:,}".replace(",", "\u202f")) for name, number in parameters.items()]
+    rows += [(words, str(outcome[key])) for key, words in COSTS.items() if key in outcome]
+    rows += [("device", run.device), ("Python", run.python), ("licence of the backbone", str(run.backbone["licence"]))]
     return TableSection(title="Cost", columns=(Column(title="what"), Column(title="value")), rows=tuple(rows))
 
 
@@ -139,6 +140,8 @@ def settings_section(run: RunFacts) -> TableSection:
 def _flat(value: Any, name: str) -> list[tuple[str, str]]:
     if isinstance(value, dict) and value:
         return [row for key, one in value.items() for row in _flat(one, f"{name}.{key}" if name else str(key))]
+    if isinstance(value, list) and any(isinstance(one, dict) for one in value):
+        return _flat({str(place): one for place, one in enumerate(value)}, name)
     if isinstance(value, list):
         return [(name, ", ".join(map(str, value)))]
     return [(name, "none" if value is None else str(value))]

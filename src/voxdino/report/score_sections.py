@@ -20,6 +20,7 @@ from voxdino.report.page import (
 
 HEADINGS = {"dice": "Dice", "iou": "IoU", "hd95": "HD95", "assd": "ASSD", "nsd": "NSD"}
 MAIN_METRICS = ("dice", "nsd", "iou", "lesion_f1")  # the first that was measured stands for the whole
+FACTS = frozenset({"volume", "volume_error"})  # neither more nor less of them is better
 FORMATTED = {"": 3}  # digits by unit
 MOST_STRUCTURES = 8  # with an agreement plot of their own
 MOST_FOREST_ROWS = 120
@@ -97,20 +98,23 @@ def summary_cells(scores: Scores) -> Mapping[tuple[str, str], Summary]:
 def _structure_table(scores: Scores) -> TableSection:
     cells, units = summary_cells(scores), {row.metric: row.unit for row in scores.summary}
     counts = {count.structure: count for count in scores.counts}
-    names = dict.fromkeys(row.structure for row in scores.summary)
+    qualities = [metric for metric in scores.definitions if metric not in FACTS]
+    facts = [metric for metric in scores.definitions if metric in FACTS]
     rows = []
-    for name in names:
-        values = (interval_of(cells[name, m]) if (name, m) in cells else None for m in scores.definitions)
+    for name in dict.fromkeys(row.structure for row in scores.summary):
+        found = {m: interval_of(cells[name, m]) if (name, m) in cells else None for m in scores.definitions}
         count = counts.get(name)
         missed = f"{count.missed}\u00a0of\u00a0{count.both + count.missed}" if count else None
-        rows.append((name, *values, missed, count.false_alarm if count else None))
+        false_alarms = count.false_alarm if count else None
+        rows.append((name, *(found[m] for m in qualities), missed, false_alarms, *(found[m] for m in facts)))
     return TableSection(
         title="Scores by structure",
         columns=(
             Column(title="structure"),
-            *(metric_column(metric, units.get(metric, "")) for metric in scores.definitions),
+            *(metric_column(metric, units.get(metric, "")) for metric in qualities),
             Column(title="missed"),
             Column(title="false alarms"),
+            *(metric_column(metric, units.get(metric, "")) for metric in facts),
         ),
         rows=tuple(rows),
         note="Mean over cases with its 95 % bootstrap interval (BCa, widened for the number of cases). “mean” averages "

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from voxdino.report.page import Cell, Interval, TableSection
 from voxdino.report.texts import best_rows, cell_text, heading, plain
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  # a spreadsheet runs what begins so
+_FORMULA = ("=", "+", "-", "@")  # a spreadsheet runs what begins so
 _LATEX = {
     **{sign: f"\\{sign}" for sign in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -21,6 +21,8 @@ _LATEX = {
     "–": "--",
     "²": r"\textsuperscript{2}",
     "³": r"\textsuperscript{3}",
+    "\u202f": r"\,",
+    "\u00a0": "~",
 }
 
 
@@ -42,7 +44,7 @@ def to_csv(table: TableSection) -> str:
     return file.getvalue()
 
 
-def _values(cell: Cell, is_spread: bool) -> list[str | float | None]:
+def _values(cell: Cell, is_spread: bool) -> list[str | int | float | None]:
     if isinstance(cell, Interval):
         return [cell.mean, cell.low, cell.high, cell.num_undefined]
     value = _harmless(cell) if isinstance(cell, str) else cell
@@ -50,7 +52,8 @@ def _values(cell: Cell, is_spread: bool) -> list[str | float | None]:
 
 
 def _harmless(words: str) -> str:
-    return f"'{words}" if words.startswith(_FORMULA) else words
+    shown = plain(words)
+    return f"'{shown}" if shown.startswith(_FORMULA) else shown
 
 
 def to_json(table: TableSection) -> str:

@@ -20,6 +20,11 @@ def markup(words: str) -> str:
     return escape(plain(words))
 
 
+def name_markup(words: str) -> str:
+    """As `markup`, and a long name may be broken behind its separators."""
+    return re.sub(r"([_/.-]+)", r"\1<wbr>", markup(words))
+
+
 def number(value: float, digits: int | None = None) -> str:
     """ "0.912" with `digits` after the point; else three significant ones, large numbers whole; a true minus."""
     if digits is None and value != 0:
@@ -43,7 +48,9 @@ def cell_text(cell: Cell, column: Column) -> str:
         return "–"
     if isinstance(cell, str):
         return plain(cell)
-    return str(cell).replace("-", "−") if isinstance(cell, int) else number(cell, column.digits)
+    if isinstance(cell, int):
+        return f"{cell:,}".replace(",", "\u202f").replace("-", "−")
+    return number(cell, column.digits)
 
 
 def interval_text(interval: Interval, digits: int | None = None) -> str:
