@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TESTS ?= tests
 
-.PHONY: help demo test test-slow check docs gpu-systems install clean
+.PHONY: help demo test test-slow test-browser check docs gpu-systems install clean
 
 help:
 	@echo "make demo       phantoms -> train -> predict -> scores and a picture, in demo-output/"
 	@echo "make test       the test suite"
 	@echo "make check      ruff, mypy, import rules, tests"
 	@echo "make test-slow  also the tests that take minutes"
+	@echo "make test-browser  reports in chromium: no network, no errors, axe (apt install chromium)"
 	@echo "make gpu-systems DATA=... BACKBONE=...   the systems side by side on a GPU; call it until all is done"
 	@echo "make docs       build the documentation into site/"
 
@@ -36,6 +37,10 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	$(BIN)/python -m pytest -m "not gpu" $(TESTS)
+
+test-browser: $(STAMP)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check playwright axe-playwright-python
+	$(BIN)/python -m pytest -m browser tests/report
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -8,8 +8,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 SOURCE = Path(__file__).parents[1] / "src"
-LAYERS = ("core", "models", "preparation", "data", "inference", "evaluation", "training", "finetuning")
-COMMANDS = ("run", "check", "prepare", "finetune", "predict", "evaluate", "demo", "weights", "list", "doctor")
+LAYERS = ("core", "models", "preparation", "data", "inference", "evaluation", "report", "training", "finetuning")
+COMMANDS = ("run", "check", "prepare", "finetune", "predict", "evaluate", "report", "demo", "weights", "list", "doctor")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

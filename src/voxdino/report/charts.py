@@ -206,14 +206,14 @@ def draw_reliability(section: ReliabilitySection, width: float) -> str:
     plot = Plot(Axis(0, 1, 52, size - 10), Axis(0, 1, size - 48, 30))
     parts = plot.frame("stated confidence", "observed accuracy")
     parts.append(line(plot.x.place(0), plot.y.place(0), plot.x.place(1), plot.y.place(1), "reference"))
-    bins = sorted(one for one in section.bins if one.count)
-    total = sum(one.count for one in bins)
+    bins = sorted(one for one in section.bins if one.num)
+    total = sum(one.num for one in bins)
     at = [(plot.x.place(one.confidence), plot.y.place(one.accuracy)) for one in bins]
     if len(at) > 1:
         parts.append(path(at, "curve c0"))
     for (x, y), one in zip(at, bins, strict=True):
-        hint = f"{one.count} predictions: confidence {one.confidence:.2f}, accuracy {one.accuracy:.2f}"
-        parts.append(dot(x, y, 3 + 9 * sqrt(one.count / total), "dot c0", hint))
+        hint = f"{one.num} predictions: confidence {one.confidence:.2f}, accuracy {one.accuracy:.2f}"
+        parts.append(dot(x, y, 3 + 9 * sqrt(one.num / total), "dot c0", hint))
     told = "; ".join(f"{one.confidence:.2f} stated, {one.accuracy:.2f} observed" for one in bins)
     return drawing(size, size, f"Observed accuracy over stated confidence. {told}", *parts)
 

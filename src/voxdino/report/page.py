@@ -115,7 +115,7 @@ class ReliabilityBin(NamedTuple):
 
     confidence: float
     accuracy: float
-    count: int
+    num: int
 
 
 class ReliabilitySection(Record):
