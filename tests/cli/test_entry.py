@@ -14,7 +14,7 @@ from voxdino.cli.faults import describe
 from voxdino.core.errors import ImageError, SafetyError
 
 ROAD = ["run", "check", "prepare", "finetune", "predict", "evaluate"]
-COMMANDS = [*ROAD, "pool", "pretrain", "demo", "weights", "list", "doctor"]
+COMMANDS = [*ROAD, "report", "pool", "pretrain", "demo", "weights", "list", "doctor"]
 HEAVY = ["torch", "numpy", "nibabel", "blosc2", "SimpleITK", "matplotlib", "safetensors"]
 
 

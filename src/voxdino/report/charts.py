@@ -165,9 +165,9 @@ def draw_ranks(section: RankSection, width: float) -> str:
     first = top + 26 + 9 * len(groups)
     num_left = 0 if is_narrow else (num + 1) // 2
     parts = [line(axis.start, top, axis.end, top, "axis")]
-    for rank in range(1, max(2, num) + 1):
-        at = axis.place(rank)
-        parts += [line(at, top - 5, at, top, "axis"), text(at, top - 10, str(rank), "tick", "middle")]
+    for whole in range(1, max(2, num) + 1):
+        at = axis.place(whole)
+        parts += [line(at, top - 5, at, top, "axis"), text(at, top - 10, str(whole), "tick", "middle")]
     shown = min(axis.place(1 + section.critical_difference), width)
     parts.append(line(axis.start, 16, shown, 16, "interval"))
     parts.append(text(axis.start, 9, f"critical difference {number(section.critical_difference)}", "label"))

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Literal
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from voxdino.report.score_sections import (
     FACTS,
     interval_of,
     main_metric,
+    metric_column,
     metric_heading,
     summary_cells,
     values_by_case,
@@ -70,12 +72,7 @@ def _leaderboard(scored: Sequence[tuple[str, Scores]]) -> TableSection:
     units = {row.metric: row.unit for row in first.summary}
     metrics = [metric for metric in first.definitions if metric not in FACTS]
     columns = [
-        Column(
-            title=metric_heading(metric),
-            unit=units.get(metric, ""),
-            digits=3 if not units.get(metric) else 2,
-            better="lower" if metric in LOWER_IS_BETTER else "higher",
-        )
+        metric_column(metric, units.get(metric, "")).model_copy(update={"better": _better(metric)})
         for metric in metrics
     ]
     rows: list[tuple[Cell, ...]] = []
@@ -92,6 +89,10 @@ def _leaderboard(scored: Sequence[tuple[str, Scores]]) -> TableSection:
     )
 
 
+def _better(metric: str) -> Literal["higher", "lower"]:
+    return "lower" if metric in LOWER_IS_BETTER else "higher"
+
+
 def _forest(scored: Sequence[tuple[str, Scores]], metric: str) -> ForestSection:
     cells = ((name, summary_cells(scores).get(("mean", metric))) for name, scores in scored)
     rows = tuple(ForestRow(name, interval_of(cell)) for name, cell in cells if cell is not None)
@@ -101,8 +102,7 @@ def _forest(scored: Sequence[tuple[str, Scores]], metric: str) -> ForestSection:
 
 def _structures(scored: Sequence[tuple[str, Scores]], metric: str) -> TableSection:
     names = dict.fromkeys(count.structure for _, scores in scored for count in scores.counts)
-    better = "lower" if metric in LOWER_IS_BETTER else "higher"
-    columns = (Column(title="result"), *(Column(title=name, digits=3, better=better) for name in names))
+    columns = (Column(title="result"), *(Column(title=name, digits=3, better=_better(metric)) for name in names))
     rows = []
     for name, scores in scored:
         cells = summary_cells(scores)
@@ -160,9 +160,7 @@ def _in_words(
 
 
 def _ranks(arrays: dict[str, np.ndarray], name: str, metric: str) -> RankSection:
-    table = rank_table(
-        np.stack(list(arrays.values()), axis=1), better="lower" if metric in LOWER_IS_BETTER else "higher"
-    )
+    table = rank_table(np.stack(list(arrays.values()), axis=1), better=_better(metric))
     return RankSection(
         title="Mean ranks over the cases",
         names=tuple(arrays),
