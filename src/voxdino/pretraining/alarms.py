@@ -111,7 +111,7 @@ class Alarms:
         """The alarms of a step, fatal ones first; what is not given is not looked at.
 
         losses:    terms of the loss, by name.
-        entropies: mean entropy of the teacher's targets in nats, by name (`probes.target_entropy`).
+        entropies: mean entropy of the teacher's targets in nats, by name (`probes.measures.target_entropy`).
         rank, spread: of features (`probes.effective_rank`, `probes.feature_spread`).
         """
         findings = [

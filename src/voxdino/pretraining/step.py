@@ -27,8 +27,8 @@ from voxdino.pretraining.learning import (
 )
 from voxdino.pretraining.losses import dino_loss, gram_loss, ibot_loss, koleo_loss, sinkhorn_knopp
 from voxdino.pretraining.masking import draw_masks
-from voxdino.pretraining.measures import target_entropy
 from voxdino.pretraining.networks import Network, PatchFeatures, Seen
+from voxdino.probes.measures import target_entropy
 from voxdino.training.distributed import World
 
 
