@@ -202,8 +202,11 @@ def lock_folder(folder: str | PathLike[str]) -> Iterator[None]:
             raise ResourceError(f"another run works in this folder ({holder}).", where=folder, fix=fix) from None
         except OSError as error:
             raise _storage_error(error, path) from error
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        try:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+        except OSError as error:
+            raise _storage_error(error, path) from error
         try:
             yield
         finally:
