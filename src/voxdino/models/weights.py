@@ -28,6 +28,7 @@ from voxdino.models import hub
 from voxdino.models.backbones.base import Backbone
 from voxdino.models.backbones.build import BackboneConfig, backbone_from_state, build_backbone
 from voxdino.models.backbones.no_backbone import NoBackbone, NoBackboneConfig
+from voxdino.models.backbones.pixels import PixelConfig, Pixels
 from voxdino.models.backbones.timm_bridge import TimmConfig
 from voxdino.models.backbones.vit import ViT, ViTConfig
 from voxdino.models.foreign import ImportedModel, backbone_of_model, convert_model, recognise
@@ -41,7 +42,7 @@ _LICENCE_PAGES = {
     "DINOv3 License": "https://ai.meta.com/resources/models-and-libraries/dinov3-license/",
     "Apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
 }
-_RANDOM, _SLIM, _TIMM, _NONE = "random:", "slim:", "timm:", "none"
+_RANDOM, _SLIM, _TIMM, _PIXELS, _NONE = "random:", "slim:", "timm:", "pixels:", "none"
 _CARD_KEY = "voxdino"  # in the metadata of our safetensors files
 _GENERIC_STEMS = {"model", "pytorch_model", "teacher_checkpoint", "checkpoint", "weights"}
 _AGAIN = "download or copy it again."
@@ -134,14 +135,19 @@ def load_backbone(
 
     source:   a .safetensors or .pth file, a folder with config.json and model.safetensors, the name of imported
               weights, or "random:<backbone>" for an untrained one (always the same); "timm:<model>@<file>" for weights
-              of the timm library, "timm:<model>" for such that were imported, "random:timm:<model>"; "none";
+              of the timm library, "timm:<model>" for such that were imported, "random:timm:<model>"; "pixels:<patch>"
+              for the raw pixels, without any weights; "none";
               "slim:<backbone>@<source>" for a narrow ViT out of a wide one, to be distilled.
     settings: fields of the configuration that the file cannot say, e.g. {"num_heads": "12"}.
     Errors: WeightsError (incomplete, damaged, unknown), SafetyError (code in a file), ResourceError (no timm).
     """
     text = fspath(source)
     if text == _NONE:
-        return NoBackbone(NoBackboneConfig()).eval(), _card_of_none()
+        return NoBackbone(NoBackboneConfig()).eval(), _card_without_weights(text, NoBackboneConfig(), b"")
+    if text.startswith(_PIXELS):
+        size = text.removeprefix(_PIXELS)
+        pixels = PixelConfig.from_json({"patch_size": int(size) if size.isdecimal() else size}, where=text)
+        return Pixels(pixels).eval(), _card_without_weights(text, pixels, text.encode())
     if text.startswith(_RANDOM):
         return _random_backbone(text, settings or {})
     if text.startswith(_SLIM):
@@ -331,16 +337,16 @@ def _slim_backbone(
     return backbone, card.model_copy(update=update)
 
 
-def _card_of_none() -> WeightsCard:
-    digest = digest_bytes(b"")
+def _card_without_weights(name: str, config: BackboneConfig, content: bytes) -> WeightsCard:
+    digest = digest_bytes(content)
     return WeightsCard(
-        name=_NONE,
+        name=name,
         layout="voxdino",
         licence="none (no backbone)",
-        source=_NONE,
+        source=name,
         file_digest=digest,
         source_digest=digest,
-        config=NoBackboneConfig(),
+        config=config,
         num_parameters=0,
         licence_shown=True,
     )

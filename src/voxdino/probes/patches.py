@@ -35,6 +35,7 @@ from voxdino.probes.measures import effective_rank
 FOREGROUND_SHARE = 0.8  # of the slices of a patch probe; the others are empty
 FINENESS = 4  # the finest grid that labels are compared on while fitting, per token and axis
 HELD_OUT = 5  # every fifth training case chooses the strength
+FEW_STRENGTH = 1e-2  # of the penalty where no case can be spared to choose it
 NUM_RANKED = 4096  # tokens that the effective rank is computed of
 
 
@@ -80,33 +81,21 @@ def patch_probe(
     require_eval(backbone)
     plan, split = Plan.read(workdir / "plan.json"), read_split(workdir / "splits.json", fold)
     store = CaseStore(workdir / "prepared")
-    encoder = _encoder(plan, backbone)
+    encoder = patch_encoder(plan, backbone)
     num_classes = len(plan.labels.names)
-    read = _Reader(store, plan, encoder, num_classes, magnify, batch_size)
+    read = PatchReader(store, plan, encoder, num_classes, magnify, batch_size)
     train = read(split.train, num_train_slices)
     _require_structure(train, workdir, f"training cases of fold {fold}")
-    x, mean, sd = standardised(train.tokens)
-    held = train.held_out()
-    found = choose(
-        strengths,
-        lambda strength, start: _fit_map(x[~held], train.shares[~held], strength, start, max_iterations),
-        lambda weights: float(_map_loss(x[held], train.shares[held], weights)),
-    )
-    weights = _fit_map(x, train.shares, found.strength, found.weights, max_iterations)
+    layer = fit_patches(train, strengths=strengths, max_iterations=max_iterations)
     test = read(split.val, num_test_slices)
     _require_structure(test, workdir, f"held-back cases of fold {fold}")
-    counts = torch.zeros(3, num_classes, dtype=torch.int64)
-    for tokens, label in zip((test.tokens - mean).div(sd).split(batch_size), test.label.split(batch_size), strict=True):
-        counts += _overlap(_at(_map_logits(tokens, weights), label.shape[1:]).argmax(1), label.long(), num_classes)
-    per_class = {
-        name: 2 * both / (claimed + there) if claimed + there else None
-        for name, (both, claimed, there) in zip(plan.labels.names[1:], counts.T.tolist()[1:], strict=True)
-    }
-    defined = [value for value in per_class.values() if value is not None]
+    dices = _pooled_dices(layer.standardise(test.tokens), test.label, layer.weights, batch_size)
+    per_class = dict(zip(plan.labels.names[1:], dices, strict=True))
+    defined = [value for value in dices if value is not None]
     return PatchProbe(
         dice=sum(defined) / len(defined),
         per_class=per_class,
-        strength=found.strength,
+        strength=layer.strength,
         rank=effective_rank(test.tokens.flatten(0, 2)[spread(test.tokens[..., 0].numel(), NUM_RANKED)]),
         num_train_slices=len(train.label),
         num_test_slices=len(test.label),
@@ -114,7 +103,53 @@ def patch_probe(
 
 
 @dataclass(frozen=True, eq=False)
-class _Tokens:
+class PatchLayer:
+    """A linear layer on patch tokens and how it was chosen.
+
+    weights: (K, E + 1), the biases last, of tokens less `mean`, divided by `sd`.
+    strength: of the penalty; held_out_dice: mean over the classes, of the training cases that chose it; None where
+              there was no case to spare.
+    """
+
+    weights: Tensor
+    mean: Tensor
+    sd: Tensor
+    strength: float
+    held_out_dice: float | None
+
+    def standardise(self, tokens: Tensor) -> Tensor:
+        return (tokens - self.mean) / self.sd
+
+    def of_raw_tokens(self) -> tuple[Tensor, Tensor]:
+        """(K, E) weights and (K,) biases that read tokens as they are."""
+        weights = self.weights[:, :-1] / self.sd
+        return weights, self.weights[:, -1] - weights @ self.mean
+
+
+def fit_patches(
+    train: "PatchTokens", *, strengths: Sequence[float] = STRENGTHS, max_iterations: int = 100
+) -> PatchLayer:
+    """The layer of least cross-entropy with the share of each class; held-out cases choose the penalty's strength.
+
+    Of a single picture none can be held out: the strength is then 0.01.
+    """
+    x, mean, sd = standardised(train.tokens)
+    held = train.held_out()
+    if not bool(held.any()):
+        weights = _fit_map(x, train.shares, FEW_STRENGTH, None, max_iterations)
+        return PatchLayer(weights, mean, sd, FEW_STRENGTH, None)
+    found = choose(
+        strengths,
+        lambda strength, start: _fit_map(x[~held], train.shares[~held], strength, start, max_iterations),
+        lambda weights: float(_map_loss(x[held], train.shares[held], weights)),
+    )
+    dices = [dice for dice in _pooled_dices(x[held], train.label[held], found.weights, 16) if dice is not None]
+    weights = _fit_map(x, train.shares, found.strength, found.weights, max_iterations)
+    return PatchLayer(weights, mean, sd, found.strength, sum(dices) / len(dices) if dices else None)
+
+
+@dataclass(frozen=True, eq=False)
+class PatchTokens:
     """Slices as a patch probe reads them.
 
     tokens: (S, h, w, E) float32. shares: (S, K, y, x) of the voxels of each class. label: (S, H, W). case: per slice.
@@ -134,7 +169,7 @@ class _Tokens:
         return torch.tensor([name in chosen for name in self.case])
 
 
-class _Reader:
+class PatchReader:
     """Slices of given cases to tokens and labels."""
 
     def __init__(
@@ -144,7 +179,7 @@ class _Reader:
         self._num_classes, self._magnify, self._batch_size = num_classes, magnify, batch_size
 
     @torch.no_grad()
-    def __call__(self, cases: Sequence[str], number: int) -> _Tokens:
+    def __call__(self, cases: Sequence[str], number: int) -> PatchTokens:
         extents = [self._store.extent(case) for case in cases]
         sampler = Sampler(extents, self._plan.crop, 1, Quotas(foreground=1.0), seed=0)
         draws = [sampler.view(case, depth, 0) for case, depth in choose_probe_slices(extents, number)]
@@ -157,7 +192,7 @@ class _Reader:
             tokens.append(found)
             shares.append(_shares(label, found.shape[1:3], self._num_classes))
             labels.append(label.to(torch.int16))
-        return _Tokens(torch.cat(tokens), torch.cat(shares), torch.cat(labels), tuple(draw.case_id for draw in draws))
+        return PatchTokens(torch.cat(tokens), torch.cat(shares), torch.cat(labels), tuple(draw.case_id for draw in draws))
 
     def _tokens(self, batch: Batch) -> Tensor:
         """(S, h, w, E) of the last tap."""
@@ -175,7 +210,7 @@ def choose_probe_slices(extents: Sequence[CaseExtent], number: int) -> list[Slic
     return sorted(chosen + [empty[place] for place in spread(len(empty), num_empty)])
 
 
-def _encoder(plan: Plan, backbone: Backbone) -> Segmenter:
+def patch_encoder(plan: Plan, backbone: Backbone, *, num_outputs: int | None = None) -> Segmenter:
     """The plan's way from crops to features around a backbone that stays as it is.
 
     Builders that learn a patch embedding of their own have none here: their neighbouring slices go in as colours.
@@ -192,9 +227,9 @@ def _encoder(plan: Plan, backbone: Backbone) -> Segmenter:
         num_channels=len(plan.channels),
         magnification=plan.magnification,
         decoder="linear",
-        num_outputs=1,
+        num_outputs=num_outputs or 1,
     )
-    decoder = LinearDecoder(embed_dims=backbone.embed_dims(taps), num_outputs=None)
+    decoder = LinearDecoder(embed_dims=backbone.embed_dims(taps), num_outputs=num_outputs)
     return Segmenter(config, inputs, backbone, decoder, taps)
 
 
@@ -229,6 +264,15 @@ def _at(logits: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(logits, size=tuple(size), mode="bilinear", antialias=False)
 
 
+def _pooled_dices(tokens: Tensor, labels: Tensor, weights: Tensor, batch_size: int) -> list[float | None]:
+    """Dice of each class but the background over all slices together; None where it is neither there nor claimed."""
+    counts = torch.zeros(3, len(weights), dtype=torch.int64)
+    for part, label in zip(tokens.split(batch_size), labels.split(batch_size), strict=True):
+        found = _at(_map_logits(part, weights), label.shape[1:]).argmax(1)
+        counts += _overlap(found, label.long(), len(weights))
+    return [2 * both / (claimed + there) if claimed + there else None for both, claimed, there in counts.T.tolist()[1:]]
+
+
 def _overlap(found: Tensor, label: Tensor, num_classes: int) -> Tensor:
     """(3, K) voxels of each class that are both, claimed, and there; ignored ones do not count."""
     valid = label != IGNORED
@@ -237,7 +281,7 @@ def _overlap(found: Tensor, label: Tensor, num_classes: int) -> Tensor:
     return torch.stack([torch.bincount(one, minlength=num_classes) for one in voxels])
 
 
-def _require_structure(slices: _Tokens, workdir: Path, which: str) -> None:
+def _require_structure(slices: PatchTokens, workdir: Path, which: str) -> None:
     if not bool((slices.label > 0).any()):
         fix = "take another fold, or more slices: the probe measures how structures are found."
         raise DatasetError(f"{len(slices.label)} slices of the {which} hold no structure", where=workdir, fix=fix)

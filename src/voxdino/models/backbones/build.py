@@ -10,15 +10,19 @@ from torch import Tensor
 from voxdino.models.backbones.base import Backbone
 from voxdino.models.backbones.convnext import ConvNeXt, ConvNeXtConfig
 from voxdino.models.backbones.no_backbone import NoBackbone, NoBackboneConfig
+from voxdino.models.backbones.pixels import PixelConfig, Pixels
 from voxdino.models.backbones.timm_bridge import TimmBackbone, TimmConfig
 from voxdino.models.backbones.vit import ViT, ViTConfig
 
-BackboneConfig = Annotated[ViTConfig | ConvNeXtConfig | TimmConfig | NoBackboneConfig, Field(discriminator="family")]
+BackboneConfig = Annotated[
+    ViTConfig | ConvNeXtConfig | TimmConfig | PixelConfig | NoBackboneConfig, Field(discriminator="family")
+]
 
 _FAMILIES: dict[type, Callable[[Any], Backbone]] = {
     ViTConfig: ViT,
     ConvNeXtConfig: ConvNeXt,
     TimmConfig: TimmBackbone,
+    PixelConfig: Pixels,
     NoBackboneConfig: NoBackbone,
 }
 
