@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from voxdino import __version__
+from voxdino.cli.benchmark import benchmark
 from voxdino.cli.check import check
 from voxdino.cli.data import app as data
 from voxdino.cli.demo import demo
@@ -52,6 +53,7 @@ app.command("predict", rich_help_panel=ROAD)(predict)
 app.command("tune", rich_help_panel=ROAD)(tune)
 app.command("evaluate", rich_help_panel=ROAD)(evaluate)
 app.command("report", rich_help_panel=ROAD)(report)
+app.command("benchmark", rich_help_panel=PRETRAINING)(benchmark)
 app.command("pool", rich_help_panel=PRETRAINING)(pool)
 app.command("pretrain", rich_help_panel=PRETRAINING)(pretrain)
 app.command("demo", rich_help_panel=HELP)(demo)

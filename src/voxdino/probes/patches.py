@@ -192,7 +192,9 @@ class PatchReader:
             tokens.append(found)
             shares.append(_shares(label, found.shape[1:3], self._num_classes))
             labels.append(label.to(torch.int16))
-        return PatchTokens(torch.cat(tokens), torch.cat(shares), torch.cat(labels), tuple(draw.case_id for draw in draws))
+        return PatchTokens(
+            torch.cat(tokens), torch.cat(shares), torch.cat(labels), tuple(draw.case_id for draw in draws)
+        )
 
     def _tokens(self, batch: Batch) -> Tensor:
         """(S, h, w, E) of the last tap."""

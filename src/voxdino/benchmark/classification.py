@@ -1,0 +1,193 @@
+"""Cells of classification tasks: probes of cached features of pictures, or of the slices of volumes."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from voxdino.benchmark.encoders import Encoder
+from voxdino.benchmark.grid import Cell, TaskEntry
+from voxdino.benchmark.images import ImageFeatures, View
+from voxdino.benchmark.result import CellResult
+from voxdino.core.errors import UsageError
+from voxdino.core.safe_files import digest_file, digest_json
+from voxdino.evaluation.classification import classification_scores
+from voxdino.preparation.case import SplitName
+from voxdino.preparation.classification import ClassificationSet, LabelledCase, open_classification_set
+from voxdino.probes.fitting import spread
+from voxdino.probes.knn import knn_probabilities
+from voxdino.probes.linear import fit_linear_probe
+from voxdino.probes.pooling import fit_bag_probe
+
+CHOSEN_BY = "auroc"
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Cases of one side of a split: features (N, S, E) and labels."""
+
+    features: Float[Tensor, "N S E"]
+    labels: Tensor
+
+    @property
+    def pictures(self) -> Float[Tensor, "N E"]:
+        return self.features[:, 0]
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A probe's word on cases, and what it chose."""
+
+    probabilities: Callable[[Part], Float[Tensor, "N K"]]
+    settings: Mapping[str, float | int | str | None]
+
+
+Fit = Callable[[Part, Part, ClassificationSet, int], Fitted]
+
+
+def linear(train: Part, validation: Part, known: ClassificationSet, seed: int) -> Fitted:
+    """Logistic regression of the class token and the mean patch token; its penalty chosen on the validation cases."""
+    probe = fit_linear_probe(
+        train.pictures,
+        train.labels,
+        validation.pictures,
+        validation.labels,
+        kind=known.kind,
+        num_classes=known.num_classes,
+    )
+    return Fitted(lambda part: probe.probabilities(part.pictures), {"strength": probe.strength})
+
+
+def knn(train: Part, validation: Part, known: ClassificationSet, seed: int) -> Fitted:
+    """Votes of the 20 nearest neighbours; nothing is fitted."""
+    return Fitted(
+        lambda part: knn_probabilities(train.pictures, train.labels, part.pictures, num_classes=known.num_classes), {}
+    )
+
+
+def bags(pooling: str) -> Fit:
+    """A probe of the slices of a volume, pooled so."""
+
+    def fit(train: Part, validation: Part, known: ClassificationSet, seed: int) -> Fitted:
+        probe = fit_bag_probe(
+            train.features,
+            train.labels,
+            validation.features,
+            validation.labels,
+            pooling=pooling,
+            kind=known.kind,
+            num_classes=known.num_classes,
+            seed=seed,
+        )
+        return Fitted(lambda part: probe.probabilities(part.features), {"strength": probe.linear.strength})
+
+    return fit
+
+
+@dataclass(frozen=True, eq=False)
+class ClassificationData:
+    """A labelled set as a task uses it. features_folder: where features are kept, for all tasks."""
+
+    entry: TaskEntry
+    known: ClassificationSet
+    features_folder: Path
+    device: torch.device
+
+    @classmethod
+    def open(cls, entry: TaskEntry, root: Path, folder: Path, device: torch.device) -> "ClassificationData":
+        """Errors: those of the set; UsageError where groups are to be held out and there are none."""
+        known = open_classification_set(root / entry.data)
+        labelled = {side: tuple(case for case in cases if case.labels) for side, cases in known.splits.items()}
+        known = replace(known, splits=labelled)
+        if entry.hold_out == "group" and not known.has_groups:
+            fix = "add the column 'group', or take hold_out split."
+            raise UsageError("no groups are named, so none can be held out.", where=known.path, fix=fix)
+        if entry.limit is not None:
+            parts = {
+                side: tuple(cases[place] for place in spread(len(cases), entry.limit))
+                for side, cases in known.splits.items()
+            }
+            known = replace(known, splits=parts)
+        return cls(entry, known, folder / "features", device)
+
+    @property
+    def sites(self) -> tuple[str | None, ...]:
+        if self.entry.hold_out == "split":
+            return (None,)
+        return tuple(sorted({case.group for cases in self.known.splits.values() for case in cases if case.group}))
+
+    @cached_property
+    def digests(self) -> dict[Path, str]:
+        """SHA-256 of every image file."""
+        return {file: digest_file(file) for file in sorted({case.file for case in self._all()})}
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the table and the images, wherever they lie."""
+        return digest_json([self.known.digest, sorted(self.digests.values())])
+
+    def split(self, site: str | None) -> dict[SplitName, tuple[LabelledCase, ...]]:
+        """Training, validation and test cases; with a site, all of its cases are the test."""
+        if site is None:
+            return self.known.splits
+        rest = {side: tuple(c for c in cases if c.group != site) for side, cases in self.known.splits.items()}
+        test = tuple(case for case in self._all() if case.group == site)
+        return {"train": rest["train"] + rest["test"], "val": rest["val"], "test": test}
+
+    def features(self, encoder: Encoder, resolution: int) -> ImageFeatures:
+        view = View(self.known.ndim, self.entry.axes, self.entry.slices)
+        return ImageFeatures(self.features_folder, encoder, resolution, self.device, content=self.digest, view=view)
+
+    def num_missing(self, encoder: Encoder, cell: Cell) -> int:
+        """Images that the encoder still has to see for a cell."""
+        features = self.features(encoder, cell.resolution)
+        return sum(features.num_missing(cases) for cases in self.split(cell.site).values())
+
+    def measure(self, cell: Cell, encoder: Encoder, fit: Fit) -> CellResult:
+        """Fit on the training cases (or `cell.shots` of each class), choose on validation, score the test cases."""
+        started = time.monotonic()
+        split, features = self.split(cell.site), self.features(encoder, cell.resolution)
+        parts = {side: Part(features(cases), self._labels(cases)) for side, cases in split.items()}
+        train, validation = parts["train"], parts["val"]
+        if cell.shots is not None:
+            train, validation = (_few(part, cell.shots, cell.seed) for part in (train, validation))
+        fitted = fit(train, validation, self.known, cell.seed)
+        shares = fitted.probabilities(parts["val"]).numpy()
+        chosen = classification_scores(parts["val"].labels.numpy(), shares, [CHOSEN_BY])[CHOSEN_BY]
+        seen = encoder.card.pretraining
+        return CellResult(
+            cell=cell,
+            cases=tuple(case.id for case in split["test"]),
+            groups=tuple(case.group or case.id for case in split["test"]) if self.known.has_groups else None,
+            labels=tuple(case.labels for case in split["test"]),
+            probabilities=tuple(
+                tuple(round(p, 7) for p in row) for row in fitted.probabilities(parts["test"]).tolist()
+            ),
+            validation=None if np.isnan(chosen) or cell.shots is not None else float(chosen),
+            num_train=len(train.labels),
+            settings={"side": features.side, **fitted.settings},
+            leaked=() if seen is None else tuple(c.id for c in split["test"] if seen.holds(self.digests[c.file])),
+            elapsed_s=round(time.monotonic() - started, 2),
+        )
+
+    def _all(self) -> Sequence[LabelledCase]:
+        return [case for cases in self.known.splits.values() for case in cases]
+
+    def _labels(self, cases: Sequence[LabelledCase]) -> Tensor:
+        rows = torch.tensor([case.labels for case in cases])
+        return rows if self.known.kind == "multi" else rows[:, 0]
+
+
+def _few(part: Part, number: int, seed: int) -> Part:
+    """`number` cases of each class (of several labels: with each label), more of the same seed holding the fewer."""
+    order = np.random.default_rng([seed, 11]).permutation(len(part.labels))
+    labels = part.labels.numpy()[order]
+    columns = labels.T == 1 if labels.ndim == 2 else np.arange(labels.max() + 1)[:, None] == labels
+    chosen = sorted({int(place) for column in columns for place in order[np.flatnonzero(column)[:number]]})
+    return Part(part.features[chosen], part.labels[chosen])

@@ -1,0 +1,135 @@
+"""The grid file: which encoders are measured on which tasks, at which resolutions, with how many cases."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from voxdino.core.io.options import ReadOptions
+from voxdino.core.records import Record, nearest
+
+MOST_SITES = 20  # groups that are held back in turn; more of them are patients, not sites
+
+
+class EncoderEntry(Record):
+    """An encoder and the name it has in the tables.
+
+    source:   what `voxdino.models.weights.load_backbone` takes: a file (relative to the grid's root), the name of
+              imported weights, "timm:MODEL" or "timm:MODEL@FILE", "random:ARCHITECTURE", "pixels:PATCH".
+    optional: left out, and said so, where its weights are not there.
+    """
+
+    name: str = Field(min_length=1)
+    source: str = Field(min_length=1)
+    optional: bool = False
+
+
+class TaskEntry(Record):
+    """A data set and what is asked of its frozen features.
+
+    data:        relative to the grid's root.
+    probe:       a name of voxdino.benchmark.tasks.TASKS.
+    modality:    a word for the reader: "MR", "electron microscopy".
+    resolutions: pixels that the encoder sees, along the longer side of a picture (classification) or of a crop
+                 (segmentation); brought to whole patches.
+    shots:       numbers of training cases for the curve of small data: per class, or in all for segmentation.
+    shots_at:    the resolution of that curve; default: the middle one.
+    hold_out:    "split": the data set's test cases (or fold `fold`); "group": each group (site) in turn.
+    axes, slices: of volumes to classify: the axes they are cut along, and slices of each axis, evenly spread.
+    limit:       at most so many training and so many test cases, evenly spread; for trials.
+    """
+
+    name: str = Field(min_length=1)
+    data: str = Field(min_length=1)
+    probe: str
+    modality: str = ""
+    resolutions: tuple[int, ...] = Field(min_length=1)
+    shots: tuple[int, ...] = ()
+    shots_at: int | None = None
+    hold_out: Literal["split", "group"] = "split"
+    fold: int = Field(default=0, ge=0)
+    axes: tuple[Literal[0, 1, 2], ...] = Field(default=(0, 1, 2), min_length=1)
+    slices: int = Field(default=8, ge=1)
+    limit: int | None = Field(default=None, ge=2)
+    read_options: ReadOptions = ReadOptions()
+
+    @field_validator("resolutions", "shots")
+    @classmethod
+    def _ascending(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        if any(value < 1 for value in values) or len(set(values)) < len(values):
+            raise ValueError(f"{list(values)} must be different numbers above 0")
+        return tuple(sorted(values))
+
+    @model_validator(mode="after")
+    def _curve_has_a_place(self) -> "TaskEntry":
+        if self.shots_at is not None and self.shots_at not in self.resolutions:
+            raise ValueError(f"shots_at {self.shots_at} is none of the resolutions {list(self.resolutions)}")
+        return self
+
+    @property
+    def curve_resolution(self) -> int:
+        return self.shots_at or self.resolutions[len(self.resolutions) // 2]
+
+
+class Grid(Record):
+    """A grid file. seeds: of drawn cases and of probes that train; the first one is that of the tables."""
+
+    title: str = "Benchmark"
+    encoders: tuple[EncoderEntry, ...] = Field(min_length=1)
+    tasks: tuple[TaskEntry, ...] = Field(min_length=1)
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> "Grid":
+        for kind, names in (
+            ("encoders", [one.name for one in self.encoders]),
+            ("tasks", [one.name for one in self.tasks]),
+            ("seeds", list(map(str, self.seeds))),
+        ):
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise ValueError(f"{kind}: '{twice[0]}' comes twice")
+        return self
+
+
+class Cell(Record):
+    """One number of the grid to measure. shots, site: None for all training cases and the data set's own split."""
+
+    task: str
+    encoder: str
+    resolution: int
+    shots: int | None = None
+    site: str | None = None
+    seed: int = 0
+
+    def __str__(self) -> str:
+        few = "" if self.shots is None else f", {self.shots} cases, seed {self.seed}"
+        site = "" if self.site is None else f", held-out {self.site}"
+        return f"{self.task}: {self.encoder} at {self.resolution} px{few}{site}"
+
+
+def cells_of(
+    grid: Grid, encoders: Mapping[str, object], sites: Mapping[str, tuple[str, ...]], seeded: Mapping[str, bool]
+) -> tuple[Cell, ...]:
+    """All cells, those of one encoder, data set and resolution after each other.
+
+    encoders: those that are there.  sites: of tasks that hold out groups.  seeded: task -> its probe depends on a seed
+    even with all cases; of others the first seed is all there is.
+    """
+    cells = []
+    for task in grid.tasks:
+        for encoder in encoders:
+            for resolution in task.resolutions:
+                at = {"task": task.name, "encoder": encoder, "resolution": resolution}
+                whole = grid.seeds if seeded[task.name] else grid.seeds[:1]
+                for site in sites.get(task.name, (None,)):
+                    cells += [Cell(**at, site=site, seed=seed) for seed in whole]
+                if resolution == task.curve_resolution and task.hold_out == "split":
+                    cells += [Cell(**at, shots=number, seed=seed) for number in task.shots for seed in grid.seeds]
+    return tuple(cells)
+
+
+def entry_of(grid: Grid, task: str) -> TaskEntry:
+    """The task of a name that the grid has."""
+    found = {entry.name: entry for entry in grid.tasks}
+    assert task in found, nearest(task, found)
+    return found[task]

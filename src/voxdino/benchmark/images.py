@@ -1,0 +1,120 @@
+"""Pictures and volumes of labelled sets as an encoder sees them, and their features, computed once."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
+
+from voxdino.benchmark.encoders import Encoder
+from voxdino.benchmark.kept import is_kept, kept
+from voxdino.core.errors import DatasetError
+from voxdino.core.safe_files import digest_json
+from voxdino.models.precision import autocast, uses_bf16
+from voxdino.preparation.classification import LabelledCase, load_image
+from voxdino.preparation.intensity import IMAGENET_MEAN, IMAGENET_SD
+from voxdino.probes.fitting import spread
+
+FORMAT = 1  # raised when the meaning of kept features changes
+IMAGES_PER_FILE = 512  # what a kill can cost
+IMAGES_AT_ONCE = 64
+TAILS = (0.5, 99.5)  # percentiles that become black and white where values are no 8-bit pixels
+
+
+class ImageFeatures:
+    """Features of the cases of one set, for one encoder at one resolution.
+
+    A picture has one vector, the class token beside the mean of the patch tokens; a volume one for each slice.
+    content: digest of the set's images.   axes, slices: of volumes: which slices (see TaskEntry).
+    """
+
+    def __init__(
+        self, folder: Path, encoder: Encoder, resolution: int, device: torch.device, *, content: str, view: "View"
+    ) -> None:
+        self.encoder, self.view, self.device = encoder, view, device
+        self.side, self.bf16 = encoder.side(resolution), uses_bf16(device, "auto")
+        key = [FORMAT, encoder.card.file_digest, content, self.side, self.bf16, *view.key]
+        self.folder = folder / digest_json(key)[:20]
+
+    def __call__(self, cases: Sequence[LabelledCase]) -> Float[Tensor, "N S E"]:
+        """Of cases in their order. Errors: those of reading images; DatasetError naming the case."""
+        parts = [kept(path, self._of(part))["features"] for path, part in self._files(cases)]
+        return torch.cat(parts).float()
+
+    def num_missing(self, cases: Sequence[LabelledCase]) -> int:
+        """Images that still have to go through the encoder."""
+        return sum(len(part) * self.view.num_images for path, part in self._files(cases) if not is_kept(path))
+
+    def _files(self, cases: Sequence[LabelledCase]) -> Iterator[tuple[Path, Sequence[LabelledCase]]]:
+        step = max(1, IMAGES_PER_FILE // self.view.num_images)
+        for first in range(0, len(cases), step):
+            part = cases[first : first + step]
+            yield self.folder / f"{digest_json([case.id for case in part])[:20]}.safetensors", part
+
+    def _of(self, cases: Sequence[LabelledCase]) -> Callable[[], dict[str, Tensor]]:
+        def make() -> dict[str, Tensor]:
+            images = torch.cat([self.view(case, self.side) for case in cases])  # (N * S, 3, side, side)
+            features = torch.cat([self._encoded(part) for part in images.split(IMAGES_AT_ONCE)])
+            return {"features": features.reshape(len(cases), -1, features.shape[1])}
+
+        return make
+
+    @torch.inference_mode()
+    def _encoded(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B E"]:
+        backbone = self.encoder.load().to(self.device)
+        with autocast(self.device, self.bf16):
+            found = backbone(images.to(self.device), taps=backbone.default_taps()[-1:])
+        return torch.cat((found.cls_token.float(), found.maps[-1].float().mean((2, 3))), dim=1).cpu()
+
+
+class View:
+    """How a case becomes images of three planes: pictures as they are, volumes as slices along some axes."""
+
+    def __init__(self, ndim: int, axes: Sequence[int], slices: int) -> None:
+        self._axes = tuple(axes) if ndim == 3 else ()
+        self._slices = slices
+
+    @property
+    def num_images(self) -> int:
+        """Of one case."""
+        return max(1, len(self._axes) * self._slices)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return (list(self._axes), self._slices) if self._axes else ()
+
+    def __call__(self, case: LabelledCase, side: int) -> Float[Tensor, "S 3 side side"]:
+        """8-bit pixels as shares of 255, other values between two percentiles; stretched to a square, as ImageNet.
+
+        Of volumes with fewer slices than asked for some come twice. Errors: DatasetError for 2 or more than 3 channels.
+        """
+        array = load_image(case).array
+        if len(array) not in (1, 3):
+            fact = f"{case.id}: {len(array)} channels; encoders take one, or three colours."
+            raise DatasetError(fact, where=case.file, fix="give one channel of each image.")
+        image = torch.from_numpy(_shares(array))
+        planes = [image[None]] if not self._axes else [self._cut(image, axis) for axis in self._axes]
+        resized = torch.cat([_resized(part, side) for part in planes])
+        mean, sd = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_SD))
+        return (resized.expand(-1, 3, -1, -1) - mean) / sd
+
+    def _cut(self, image: Float[Tensor, "C D H W"], axis: int) -> Float[Tensor, "S C a b"]:
+        places = np.sort(np.resize(spread(image.shape[axis + 1], self._slices), self._slices))
+        return image.movedim(axis + 1, 0)[torch.from_numpy(places)]
+
+
+def _shares(array: NDArray[Any]) -> NDArray[np.float32]:
+    if array.dtype == np.uint8:
+        return array.astype(np.float32) / 255
+    low, high = np.percentile(array, TAILS)
+    shares: NDArray[np.float32] = ((array - low) / max(float(high - low), 1e-6)).clip(0, 1).astype(np.float32)
+    return shares
+
+
+def _resized(images: Float[Tensor, "S C a b"], side: int) -> Float[Tensor, "S C side side"]:
+    return F.interpolate(images, size=(side, side), mode="bilinear", antialias=True)

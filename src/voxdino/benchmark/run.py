@@ -1,0 +1,220 @@
+"""A grid from its file to results: every cell measured once, whenever the run is killed and started again."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from voxdino.benchmark.classification import ClassificationData
+from voxdino.benchmark.encoders import Encoder, open_encoder
+from voxdino.benchmark.estimate import Estimate, Speed, estimate
+from voxdino.benchmark.grid import MOST_SITES, Cell, Grid, TaskEntry, cells_of, entry_of
+from voxdino.benchmark.result import CellResult
+from voxdino.benchmark.segmentation import SegmentationData
+from voxdino.benchmark.tasks import TASKS, ClassificationTask, Task
+from voxdino.core.errors import (
+    ConfigError,
+    InputError,
+    PartialError,
+    SafetyError,
+    UsageError,
+    VoxdinoError,
+    without_folders,
+)
+from voxdino.core.safe_files import digest_json, lock_folder, sweep_temporary
+from voxdino.models.precision import resolve_device
+from voxdino.models.registry import look_up
+
+FORMAT = 1  # raised when the meaning of a cell's number changes: older results are then not found, never misread
+
+Data = ClassificationData | SegmentationData
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What there is after a run.
+
+    results: of all cells that are measured, in the order of the grid.
+    missing: cells for which the budget did not last.   failed: what could not be measured -> why.
+    absent:  optional encoders that are not there.
+    """
+
+    grid: Grid
+    encoders: dict[str, Encoder]
+    results: tuple[CellResult, ...]
+    missing: tuple[Cell, ...]
+    failed: dict[str, str]
+    absent: tuple[str, ...]
+
+    def error(self, where: Path) -> VoxdinoError | None:
+        """What could not be measured, if anything; an InputError where that is everything."""
+        if not self.failed:
+            return None
+        kind = PartialError if self.results else InputError
+        told = "; ".join(f"{name} ({reason})" for name, reason in self.failed.items())
+        return kind(f"could not be measured: {told}", where=where, fix="correct it and run the same command again.")
+
+
+class Bench:
+    """The encoders and data sets of a grid, opened. Errors: those of encoders; UsageError for unknown probes.
+
+    root:   what the grid's paths are relative to.   folder: where everything is written.
+    failed: tasks whose data cannot be used, with the reason.
+    """
+
+    def __init__(self, grid: Grid, root: Path, folder: Path, device: torch.device) -> None:
+        self.grid, self.folder, self.device = grid, folder, device
+        self.tasks: dict[str, Task] = {task.name: look_up(TASKS, task.probe, kind="probe") for task in grid.tasks}
+        opened = {entry.name: open_encoder(entry, root) for entry in grid.encoders}
+        self.encoders = {name: encoder for name, encoder in opened.items() if encoder is not None}
+        self.absent = tuple(name for name in opened if name not in self.encoders)
+        self.failed: dict[str, str] = {}
+        self._data: dict[tuple[str, int], Data] = {}
+        for entry in grid.tasks:
+            try:
+                self._open(entry, root)
+            except (InputError, SafetyError) as error:
+                self.failed[entry.name] = without_folders(error, {root: "", folder: ""})
+        sites = {name: self._sites(name) for name in self.tasks if name not in self.failed}
+        seeded = {name: task.is_seeded for name, task in self.tasks.items()}
+        cells = cells_of(grid, self.encoders, sites, seeded)
+        self.cells = tuple(cell for cell in cells if cell.task not in self.failed)
+
+    def data(self, cell: Cell) -> Data:
+        return self._data[cell.task, self._patch(self.tasks[cell.task], self.encoders[cell.encoder])]
+
+    def path(self, cell: Cell) -> Path:
+        """Where a cell's result lies: another encoder, data set or way to measure gives another name."""
+        task, data = self.tasks[cell.task], self.data(cell)
+        entry = entry_of(self.grid, cell.task)
+        how = {"probe": entry.probe, "axes": entry.axes, "slices": entry.slices, "limit": entry.limit}
+        key = [FORMAT, cell.to_json(), how, self.encoders[cell.encoder].card.file_digest, data.digest, task.metric]
+        return self.folder / "cells" / f"{digest_json(key)[:24]}.json"
+
+    def result(self, cell: Cell) -> CellResult | None:
+        """Of an earlier run; a damaged file is none."""
+        try:
+            return CellResult.read(self.path(cell))
+        except InputError:
+            return None
+
+    def measure(self, cell: Cell) -> CellResult:
+        """Errors: those of the data, the encoder and the probe."""
+        task, data, encoder = self.tasks[cell.task], self.data(cell), self.encoders[cell.encoder]
+        if isinstance(task, ClassificationTask):
+            assert isinstance(data, ClassificationData)
+            return data.measure(cell, encoder, task.fit)
+        assert isinstance(data, SegmentationData)
+        return data.measure(cell, encoder, task.fit)
+
+    def _open(self, entry: TaskEntry, root: Path) -> None:
+        task = self.tasks[entry.name]
+        for encoder in self.encoders.values():
+            key = entry.name, self._patch(task, encoder)
+            if key in self._data:
+                continue
+            data: Data
+            if isinstance(task, ClassificationTask):
+                data = ClassificationData.open(entry, root, self.folder, self.device)
+                ndim: int = data.known.ndim
+            else:
+                data = SegmentationData.open(entry, root, self.folder, encoder, self.device)
+                ndim = data.plan.ndim
+            if task.ndim not in (None, ndim):
+                known = ", ".join(name for name, other in TASKS.items() if type(other) is type(task))
+                fact = f"the probe {entry.probe} is for {task.ndim}-D images; these are {ndim}-D."
+                raise ConfigError(fact, where=root / entry.data, fix=f"take another one of {known}.")
+            self._data[key] = data
+
+    def _sites(self, task: str) -> tuple[str | None, ...]:
+        sites = next(data.sites for (name, _), data in self._data.items() if name == task)
+        if len(sites) > MOST_SITES:
+            fix = "take hold_out split: its groups are never torn apart."
+            raise UsageError(f"{task}: {len(sites)} groups are patients, not sites.", where="hold_out", fix=fix)
+        return sites
+
+    @staticmethod
+    def _patch(task: Task, encoder: Encoder) -> int:
+        """What tells prepared sets apart; pictures to classify are the same for all."""
+        return 0 if isinstance(task, ClassificationTask) else encoder.patch_size
+
+
+def run_grid(
+    grid: Grid,
+    root: Path,
+    folder: Path,
+    *,
+    device: str = "auto",
+    budget_s: float | None = None,
+    say: Callable[[str], None] = lambda _: None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Outcome:
+    """Measure every cell that `folder` does not hold yet. A second call with the same grid goes on.
+
+    budget_s: no cell is started that would not be done by then, by the estimate.
+    say:      told the estimate, what is skipped, and what failed.   on_progress(done, total): after every cell.
+    Errors: those of the encoders; ResourceError for disk, lock and device. A data set or a cell that cannot be used is
+    in `failed`, and the others go on.
+    """
+    started = time.monotonic()
+    with lock_folder(folder), torch.random.fork_rng(devices=[]):
+        for part in (folder, folder / "cells"):
+            sweep_temporary(part)
+        bench = Bench(grid, root, folder, resolve_device(device))
+        for name in bench.absent:
+            say(f"{name} is not there and is left out")
+        for name, reason in bench.failed.items():
+            say(f"{name} is left out: {reason}")
+        results = {cell: found for cell in bench.cells if (found := bench.result(cell)) is not None}
+        todo = [cell for cell in bench.cells if cell not in results]
+        expected = _estimates(bench, todo)
+        say(_told(results, todo, expected))
+        missing, failed = list[Cell](), dict(bench.failed)
+        for cell in todo:
+            left_s = float("inf") if budget_s is None else budget_s - (time.monotonic() - started)
+            if expected[cell].seconds > left_s:
+                missing.append(cell)
+                continue
+            try:
+                results[cell] = bench.measure(cell)
+            except (InputError, SafetyError) as error:
+                failed[str(cell)] = without_folders(error, {root: "", folder: ""})
+                say(f"{cell}: {failed[str(cell)]}")
+                continue
+            results[cell].write(bench.path(cell))
+            if on_progress:
+                on_progress(len(results), len(bench.cells))
+    ordered = tuple(results[cell] for cell in bench.cells if cell in results)
+    return Outcome(grid, bench.encoders, ordered, tuple(missing), failed, bench.absent)
+
+
+def _estimates(bench: Bench, todo: Sequence[Cell]) -> dict[Cell, Estimate]:
+    """Of each cell; features that an earlier cell of the list computes are not counted again."""
+    speed, counted = Speed(bench.device), set[tuple[str, str, int]]()
+    found = {}
+    for cell in todo:
+        first = (cell.task, cell.encoder, cell.resolution) not in counted
+        counted.add((cell.task, cell.encoder, cell.resolution))
+        found[cell] = estimate(
+            cell, bench.data(cell), bench.tasks[cell.task], bench.encoders[cell.encoder], speed, first
+        )
+    return found
+
+
+def _told(results: dict[Cell, CellResult], todo: Sequence[Cell], expected: dict[Cell, Estimate]) -> str:
+    """The estimate in words, by encoder and task."""
+    if not todo:
+        return f"all {len(results)} cells are measured"
+    return "\n".join((f"{len(todo)} cells to measure, {len(results)} are there", *_lines(todo, expected)))
+
+
+def _lines(todo: Sequence[Cell], expected: dict[Cell, Estimate]) -> Iterator[str]:
+    sums: dict[str, float] = {}
+    for cell in todo:
+        name = f"{cell.task}, {cell.encoder}"
+        sums[name] = sums.get(name, 0.0) + expected[cell].seconds
+    for name, seconds in sums.items():
+        yield f"  about {seconds / 60:5.1f} min  {name}"
+    yield f"  about {sum(sums.values()) / 60:5.1f} min  in all"

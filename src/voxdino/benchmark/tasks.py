@@ -1,0 +1,53 @@
+"""TASKS: what can be asked of frozen features. A new probe is one function and one line here."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from voxdino.benchmark import classification, decoders, segmentation
+
+
+@dataclass(frozen=True)
+class ClassificationTask:
+    """A probe of whole pictures (ndim 2) or volumes (3).
+
+    metric:    what the resolution is chosen by and methods are compared by.   is_seeded: it depends on a seed.
+    """
+
+    fit: classification.Fit
+    what: str
+    ndim: Literal[2, 3]
+    is_seeded: bool = False
+    metric: str = classification.CHOSEN_BY
+    metrics: tuple[str, ...] = ("auroc", "accuracy", "balanced_accuracy", "f1")
+
+
+@dataclass(frozen=True)
+class SegmentationTask:
+    """A probe of patch tokens; see ClassificationTask. ndim: None for pictures and volumes."""
+
+    fit: segmentation.Fit
+    what: str
+    ndim: Literal[3] | None = None
+    is_seeded: bool = False
+    metric: str = "dice"
+    metrics: tuple[str, ...] = segmentation.METRICS
+
+
+Task = ClassificationTask | SegmentationTask
+
+
+def _bags(pooling: str, what: str, *, is_seeded: bool = False) -> ClassificationTask:
+    return ClassificationTask(classification.bags(pooling), what, ndim=3, is_seeded=is_seeded)
+
+
+TASKS: dict[str, Task] = {
+    "linear": ClassificationTask(classification.linear, "logistic regression", ndim=2),
+    "knn": ClassificationTask(classification.knn, "20 nearest neighbours", ndim=2),
+    "slice_mean": _bags("mean", "logistic regression of the mean of slices"),
+    "slice_max": _bags("max", "logistic regression of the maximum of slices"),
+    "slice_attention": _bags("attention", "attentive pooling of slices", is_seeded=True),
+    "abmil": _bags("abmil", "gated attention over slices", is_seeded=True),
+    "patch_linear": SegmentationTask(decoders.patch_linear, "linear layer on patch tokens"),
+    "decoder_2d": SegmentationTask(decoders.decoder("segdino_v1"), "light 2-D decoder", is_seeded=True),
+    "decoder_3d": SegmentationTask(decoders.decoder("frozen_conv3d"), "stacked 3-D decoder", ndim=3, is_seeded=True),
+}
