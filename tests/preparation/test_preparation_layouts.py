@@ -317,3 +317,17 @@ def test_undeclared_values_are_counted(tmp_path):
     dataset = read_dataset(root)
     with pytest.raises(LabelError, match=r"case_00.*9 \(2 voxels\)"):
         read_case(dataset.cases[0], OPTIONS, dataset.labels)
+
+
+def test_two_folders_of_the_same_names_are_a_data_set(tmp_path):
+    for name in ("b", "a"):
+        image, label = draw_case(ord(name))
+        save_nifti(tmp_path / "images" / f"{name}.nii.gz", image)
+        save_nifti(tmp_path / "masks" / f"{name}.nii.gz", label)
+    save_nifti(tmp_path / "images" / "new.nii.gz", draw_case(3)[0])
+    dataset = read_dataset(tmp_path)
+    assert [case.id for case in dataset.cases] == ["a", "b"]
+    assert [case.id for case in dataset.test_cases] == ["new"] and dataset.splits is None
+    (tmp_path / "images" / "a.nii.gz").unlink()
+    with pytest.raises(DatasetError, match=r"labels without an image of the same name: a\."):
+        read_dataset(tmp_path)

@@ -127,7 +127,7 @@ def _resolution_curves(standing: Standing) -> Iterator[Section]:
         series = []
         for name in standing.outcome.encoders:
             points = [
-                _point(one.cell.resolution, interval_of(one, task.metric)) for one in standing.whole(entry.name, name)
+                _point(float(one.cell.resolution), interval_of(one, task.metric)) for one in standing.whole(entry.name, name)
             ]
             series.append(Series(name=name, points=tuple(point for point in points if point is not None)))
         yield from _curve(f"{entry.name}: resolution", "pixels", task.metric, series, is_log=True)
@@ -157,7 +157,7 @@ def _small_data(standing: Standing) -> Iterator[Section]:
                 mean, sd = seeds_summary(values)
                 points.append(
                     Point(
-                        x=number, y=mean, low=None if sd is None else mean - sd, high=None if sd is None else mean + sd
+                        x=float(number), y=mean, low=None if sd is None else mean - sd, high=None if sd is None else mean + sd
                     )
                 )
                 rows.append((entry.name, name, number, mean, sd, len(values)))

@@ -1,4 +1,4 @@
-"""Cells of segmentation tasks: frozen encoders under a linear layer or a light decoder, scored on the original grids."""
+"""Cells of segmentation tasks: frozen encoders under a linear layer or a light decoder, on the original grids."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -23,12 +23,14 @@ from voxdino.inference.predictor import predict_volume
 from voxdino.preparation.case import Case, Dataset, Split
 from voxdino.preparation.check import survey
 from voxdino.preparation.dataset import read_case, read_dataset
+from voxdino.preparation.memory import BackboneFacts, BackboneProbe
 from voxdino.preparation.plan import Plan, make_plan
 from voxdino.preparation.prepare import prepare
 from voxdino.preparation.splits import make_splits
 from voxdino.probes.fitting import spread
 
 METRICS = ("dice", "nsd", "hd95")
+BATCH_SIZE = "8"  # of decoders, in slices
 SET = "set.json"
 
 
@@ -87,7 +89,7 @@ class SegmentationData:
         request = [entry.data, encoder.patch_size, entry.read_options.to_json(), [case.id for case in dataset.cases]]
         place = folder / "sets" / digest_json(request)[:20]
         if not (place / SET).is_file():
-            _prepare(dataset, place, encoder.source)
+            _prepare(dataset, place, encoder)
         record = SetRecord.read(place / SET)
         dataset = dataset.without({case.id for case in dataset.cases} - set(record.cases))
         splits = tuple(_inner(dataset, test & set(record.cases)) for test in held_back)
@@ -209,13 +211,20 @@ def _inner(dataset: Dataset, test: set[str]) -> tuple[Split, tuple[str, ...]]:
     return make_splits(rest)[0], tuple(sorted(test))
 
 
-def _prepare(dataset: Dataset, place: Path, source: str) -> None:
+class _Known(BackboneProbe):
+    """A probe of an encoder that is loaded here already: no child process has to look at it."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._facts = BackboneFacts(encoder.name, encoder.patch_size, encoder.card.num_parameters, "cpu")
+
+
+def _prepare(dataset: Dataset, place: Path, encoder: Encoder) -> None:
     """Everything `voxdino prepare` does, into `place`; a case that cannot be read is left out and named."""
     report, fingerprint = survey(dataset)
     usable = {case.id for case in fingerprint.cases}
     failed = {name: f"{error.fact} {error.fix}" for error in report.errors for name in (error.where, *error.others)}
     dataset = dataset.without({case.id for case in dataset.cases} - usable)
-    plan = make_plan(fingerprint, dataset, backbone=source, memory="skip")
+    plan = make_plan(fingerprint, dataset, memory=_Known(encoder), settings={"batch_size": BATCH_SIZE})
     with lock_folder(place):
         fingerprint.write(place / "fingerprint.json")
         plan.write(place / "plan.json")

@@ -11,7 +11,7 @@ from voxdino.core.labels import LabelSet
 from voxdino.core.records import Record
 from voxdino.preparation.findings import Finding
 
-Layout = Literal["nnunet", "msd", "folder"]
+Layout = Literal["nnunet", "msd", "folder", "pairs"]
 SplitName = Literal["train", "val", "test"]
 
 

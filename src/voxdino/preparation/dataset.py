@@ -53,7 +53,8 @@ def read_dataset(root: Path, options: ReadOptions = _DEFAULTS, *, labels: LabelS
     raise DatasetError(
         f"no data set that we know: neither dataset.json nor a CSV file. Found: {', '.join(found) or 'nothing'}.",
         where=root,
-        fix="write dataset.json (nnU-Net or MSD layout), or dataset.csv with the columns image,label.",
+        fix="write dataset.json (nnU-Net or MSD layout), or dataset.csv with the columns image,label; or "
+        "put images into image/ and their labels, of the same names, into label/.",
     )
 
 

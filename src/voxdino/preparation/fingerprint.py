@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import cc3d
 import numpy as np
@@ -15,6 +15,7 @@ from voxdino.core.labels import LabelSet
 from voxdino.core.records import Record
 from voxdino.core.safe_files import digest_file
 from voxdino.core.volume import LabelMap, Volume
+from voxdino.preparation.case import Layout
 from voxdino.preparation.distribution import Distribution, count_values
 
 _SPECK_VOXELS = {2: 10, 3: 10}  # smaller components are slips of the pen, not structures to plan for
@@ -88,7 +89,7 @@ class Fingerprint(Record):
     """
 
     dataset: str
-    layout: Literal["nnunet", "msd", "folder"]
+    layout: Layout
     channels: tuple[str, ...]
     num_channels: int
     labels: LabelSet | None

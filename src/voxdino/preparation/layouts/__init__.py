@@ -9,7 +9,7 @@ from pathlib import Path
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.labels import LabelSet
 from voxdino.preparation.case import Dataset
-from voxdino.preparation.layouts import folder, msd, nnunet
+from voxdino.preparation.layouts import folder, msd, nnunet, pairs
 
 Recognise = Callable[[Path, Path | None], bool]
 ReadDescription = Callable[[Path, Path | None, ReadOptions, LabelSet | None], Dataset]
@@ -18,4 +18,5 @@ LAYOUTS: dict[str, tuple[Recognise, ReadDescription]] = {
     "msd": (msd.recognise, msd.read),
     "nnunet": (nnunet.recognise, nnunet.read),
     "folder": (folder.recognise, folder.read),
+    "pairs": (pairs.recognise, pairs.read),
 }

@@ -1,0 +1,91 @@
+"""Intervals hold the value, tests see what is there and do not see what is not."""
+
+import numpy as np
+import pytest
+from small_benchmark import classified, segmented
+
+from voxdino.benchmark import compare as module
+from voxdino.benchmark.compare import compare, interval_of, value_of
+
+
+@pytest.fixture
+def few_draws(monkeypatch):
+    monkeypatch.setattr(module, "NUM_PERMUTATIONS", 199)
+    monkeypatch.setattr(module, "NUM_RESAMPLES", 200)
+    module._exchanges.cache_clear()
+    module._resamples.cache_clear()
+    yield
+    module._exchanges.cache_clear()
+    module._resamples.cache_clear()
+
+
+def noisy(labels, strength, seed):
+    return 1 / (1 + np.exp(-strength * (2 * labels - 1) - np.random.default_rng(seed).normal(size=len(labels))))
+
+
+LABELS = np.arange(60) % 3 == 0
+
+
+def test_an_interval_holds_its_value(few_draws):
+    result = classified("a", LABELS, noisy(LABELS, 0.8, 0))
+    for metric in ("auroc", "accuracy"):
+        found = interval_of(result, metric)
+        assert found.low < found.mean < found.high
+        assert found.mean == value_of(result, metric)
+
+
+def test_patients_are_drawn_whole(few_draws):
+    result = classified("a", LABELS, noisy(LABELS, 0.8, 0))
+    doubled = result.model_copy(
+        update={
+            "cases": tuple(f"{case}_{copy}" for copy in "ab" for case in result.cases),
+            "labels": result.labels * 2,
+            "probabilities": result.probabilities * 2,
+            "groups": result.cases * 2,
+        }
+    )
+    assert interval_of(doubled, "auroc").low == pytest.approx(interval_of(result, "auroc").low, abs=0.03)
+
+
+def test_no_difference_is_found_between_a_method_and_itself(few_draws):
+    same = [classified(name, LABELS, noisy(LABELS, 1.0, 3)) for name in "ab"]
+    organs = [segmented(name, np.linspace(0.3, 0.9, 12)) for name in "ab"]
+    for one in compare([same, organs], ["auroc", "dice"]):
+        assert (one.p, one.p_holm, one.difference.mean) == (1.0, 1.0, 0.0)
+
+
+def test_a_better_method_is_found_better(few_draws):
+    good, bad = classified("good", LABELS, noisy(LABELS, 2.0, 1)), classified("bad", LABELS, noisy(LABELS, 0.0, 2))
+    (one,) = compare([[good, bad]], ["auroc"])
+    assert one.p < 0.05 and one.difference.low > 0 and one.detectable is None
+
+
+def test_probabilities_of_another_scale_are_the_same_method(few_draws):
+    share, other = noisy(LABELS, 0.5, 1), noisy(LABELS, 0.9, 2)
+    (plain,) = compare([[classified("a", LABELS, share), classified("b", LABELS, other)]], ["auroc"])
+    (squeezed,) = compare([[classified("a", LABELS, share**7), classified("b", LABELS, other)]], ["auroc"])
+    assert (plain.p, plain.difference) == (squeezed.p, squeezed.difference)
+
+
+def test_the_exchange_test_holds_its_level(few_draws, monkeypatch):
+    monkeypatch.setattr(module, "NUM_PERMUTATIONS", 59)
+    monkeypatch.setattr(module, "NUM_RESAMPLES", 2)
+    rejected = 0
+    for seed in range(40):
+        pair = [classified(name, LABELS, noisy(LABELS, 0.7, [seed, place])) for place, name in enumerate("ab")]
+        rejected += compare([pair], ["auroc"])[0].p < 0.05
+    assert rejected <= 6
+
+
+def test_means_are_compared_on_the_cases_that_both_have():
+    a, b = np.linspace(0.4, 0.8, 10), np.linspace(0.4, 0.8, 10) - 0.1
+    first, second = segmented("a", a), segmented("b", b)
+    shorter = {metric: values[2:] for metric, values in second.scores.items()}
+    second = second.model_copy(update={"cases": second.cases[2:], "scores": shorter})
+    (one,) = compare([[first, second]], ["dice"])
+    assert one.difference.mean == pytest.approx(0.1) and one.p < 0.01 and one.detectable == pytest.approx(0, abs=1e-6)
+
+
+def test_holm_corrects_over_all_tasks():
+    pairs = [[segmented(name, np.linspace(0.2, 0.9, 8) + shift) for name, shift in (("a", 0.0), ("b", 0.01))]] * 5
+    assert all(one.p_holm == pytest.approx(min(1.0, 5 * one.p)) for one in compare(pairs, ["dice"] * 5))
