@@ -1,4 +1,4 @@
-"""Kill -9 at random moments of prepare, finetune and predict: nothing unreadable, and the same result in the end.
+"""Kill -9 at random moments of every long command: nothing unreadable, and the same result in the end.
 
     python tests/faults/kills.py [--kills 20] [--at-once 4] [--seed 0]
 
@@ -27,7 +27,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # a run is resumed with the number of threa
 from voxdino.cli import main as voxdino
 from voxdino.core.arrays import ArrayFile
 from voxdino.core.io import is_image, read_volume
-from voxdino.core.safe_files import TEMPORARY_PREFIX, digest_bytes, read_json
+from voxdino.core.safe_files import TEMPORARY_PREFIX, digest_bytes, read_json, write_json
 from voxdino.models.weights import read_tensors
 from voxdino.preparation.phantoms import draw_phantoms
 
@@ -35,6 +35,13 @@ BACKBONE = "random:tiny"
 TRAINING = ("decoder_width=8", "num_epochs=3", "steps_per_epoch=6", "batch_size=2", "checkpoint_every_s=0")
 NOT_COMPARED = (".lock",)
 TIMED = ("run.json", "state.json")  # compared but for the seconds in them, so not with the digests of checkpoints
+GRID = {
+    "encoders": [{"name": "tiny", "source": BACKBONE}, {"name": "pixels", "source": "pixels:16"}],
+    "tasks": [
+        {"name": "organs", "data": "phantoms", "probe": "patch_linear", "resolutions": [32, 64], "shots": [1]},
+        {"name": "small", "data": "phantoms", "probe": "patch_linear", "resolutions": [32], "limit": 3},
+    ],
+}
 
 
 @dataclass
@@ -107,7 +114,7 @@ def content(folder: Path) -> dict[str, str]:
         data = path.read_bytes()
         if path.name == "manifest.json" and path.with_name("state.json").exists():
             continue
-        if path.name in TIMED:
+        if path.name in TIMED or path.parent.name == "cells":
             data = json.dumps(_without_seconds(json.loads(data))).encode()
         found[str(path.relative_to(folder))] = digest_bytes(data)
     return found
@@ -143,7 +150,7 @@ def torture(step: Step, num_kills: int, at_once: int, random_numbers: random.Ran
 
 
 def steps(folder: Path) -> Iterator[Step]:
-    """prepare, finetune and predict on a few phantoms; each starts from what the one before left undisturbed."""
+    """prepare, finetune, predict and benchmark on a few phantoms; each starts from what was left undisturbed."""
     data = draw_phantoms(folder / "phantoms", num_cases=5, seed=0)
     work, out = folder / "work", folder / "predictions"
     common = ["--workdir", str(work), "--backbone", BACKBONE]
@@ -159,6 +166,9 @@ def steps(folder: Path) -> Iterator[Step]:
     )
     predict = ["predict", str(data / "imagesTr"), "--run", str(work / "runs" / "segdino_v2_fold0"), "--out", str(out)]
     yield Step("predict", [*predict, "--device", "cpu"], out, None)
+    write_json(folder / "grid.json", GRID)
+    bench = folder / "bench"
+    yield Step("benchmark", ["benchmark", str(folder / "grid.json"), "-w", str(bench), "--device", "cpu"], bench, None)
 
 
 def main(argv: list[str] | None = None, say: Callable[[str], None] = print) -> int:

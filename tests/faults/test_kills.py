@@ -16,10 +16,10 @@ def run_kills(*args: str) -> str:
 
 
 def test_a_kill_in_each_step_leaves_everything_readable_and_the_result_the_same():
-    assert run_kills("--kills", "1").count("\n") == 4
+    assert run_kills("--kills", "1").count("\n") == 5
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_sixty_kills():
+def test_twenty_kills_of_each_step():
     run_kills("--kills", "20")
