@@ -1,6 +1,7 @@
 """A grid file says what is measured, once each; what cannot be meant is refused."""
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from small_benchmark import toy_grid
@@ -30,7 +31,7 @@ def test_every_combination_comes_once_and_seeds_only_where_they_matter():
 
 def test_cells_of_one_encoder_and_resolution_come_together():
     places = [(cell.task, cell.encoder, cell.resolution) for cell in cells(toy_grid())]
-    assert len([pair for pair in zip(places, places[1:], strict=False) if pair[0] != pair[1]]) == len(set(places)) - 1
+    assert sum(first != second for first, second in pairwise(places)) == len(set(places)) - 1
 
 
 def test_each_site_is_held_out_in_turn_without_a_curve_of_small_data():

@@ -108,7 +108,7 @@ class Cell(Record):
 
 
 def cells_of(
-    grid: Grid, encoders: Mapping[str, object], sites: Mapping[str, tuple[str, ...]], seeded: Mapping[str, bool]
+    grid: Grid, encoders: Mapping[str, object], sites: Mapping[str, tuple[str | None, ...]], seeded: Mapping[str, bool]
 ) -> tuple[Cell, ...]:
     """All cells, those of one encoder, data set and resolution after each other.
 
@@ -117,14 +117,15 @@ def cells_of(
     """
     cells = []
     for task in grid.tasks:
+        whole = grid.seeds if seeded[task.name] else grid.seeds[:1]
         for encoder in encoders:
             for resolution in task.resolutions:
-                at = {"task": task.name, "encoder": encoder, "resolution": resolution}
-                whole = grid.seeds if seeded[task.name] else grid.seeds[:1]
+                at = Cell(task=task.name, encoder=encoder, resolution=resolution)
                 for site in sites.get(task.name, (None,)):
-                    cells += [Cell(**at, site=site, seed=seed) for seed in whole]
+                    cells += [at.model_copy(update={"site": site, "seed": seed}) for seed in whole]
                 if resolution == task.curve_resolution and task.hold_out == "split":
-                    cells += [Cell(**at, shots=number, seed=seed) for number in task.shots for seed in grid.seeds]
+                    drawn = [(number, seed) for number in task.shots for seed in grid.seeds]
+                    cells += [at.model_copy(update={"shots": number, "seed": seed}) for number, seed in drawn]
     return tuple(cells)
 
 

@@ -126,9 +126,8 @@ def _resolution_curves(standing: Standing) -> Iterator[Section]:
     for entry, task in standing.tasks:
         series = []
         for name in standing.outcome.encoders:
-            points = [
-                _point(float(one.cell.resolution), interval_of(one, task.metric)) for one in standing.whole(entry.name, name)
-            ]
+            known = standing.whole(entry.name, name)
+            points = [_point(float(one.cell.resolution), interval_of(one, task.metric)) for one in known]
             series.append(Series(name=name, points=tuple(point for point in points if point is not None)))
         yield from _curve(f"{entry.name}: resolution", "pixels", task.metric, series, is_log=True)
 
@@ -155,11 +154,8 @@ def _small_data(standing: Standing) -> Iterator[Section]:
                 if not values:
                     continue
                 mean, sd = seeds_summary(values)
-                points.append(
-                    Point(
-                        x=float(number), y=mean, low=None if sd is None else mean - sd, high=None if sd is None else mean + sd
-                    )
-                )
+                low, high = (None, None) if sd is None else (mean - sd, mean + sd)
+                points.append(Point(x=float(number), y=mean, low=low, high=high))
                 rows.append((entry.name, name, number, mean, sd, len(values)))
             series.append(Series(name=name, points=tuple(points)))
         what = "training cases per class" if isinstance(task, ClassificationTask) else "training cases"
