@@ -3,7 +3,6 @@
 import pytest
 import torch
 from small_benchmark import draw_pictures, opened
-from voxdino.preparation.classification import open_classification_set
 
 from voxdino.benchmark.decoders import RememberingBackbone
 from voxdino.benchmark.images import ImageFeatures, View
@@ -11,6 +10,7 @@ from voxdino.benchmark.kept import kept
 from voxdino.core.errors import DatasetError, WeightsError
 from voxdino.models.backbones.pixels import PixelConfig, Pixels
 from voxdino.models.weights import load_backbone
+from voxdino.preparation.classification import open_classification_set
 
 CPU = torch.device("cpu")
 
@@ -111,9 +111,8 @@ def test_thin_volumes_have_slices_more_than_once(volumes):
 
 
 def test_images_of_two_channels_are_refused(tmp_path, monkeypatch, volumes):
-    from voxdino.preparation.classification import LabelledImage
-
     from voxdino.benchmark import images
+    from voxdino.preparation.classification import LabelledImage
 
     monkeypatch.setattr(images, "load_image", lambda case: LabelledImage(torch.zeros(2, 4, 4).numpy(), (1.0, 1.0)))
     with pytest.raises(DatasetError, match="2 channels"):

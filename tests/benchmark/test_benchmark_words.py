@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 from small_benchmark import opened, outcome_of, segmented
-from voxdino.report.html import render
 
 from voxdino.benchmark.page import leaderboard, report_page
 from voxdino.benchmark.standing import Standing
 from voxdino.benchmark.words import findings, warnings
+from voxdino.report.html import render
 
 LEVELS = np.linspace(0.0, 0.1, 40)
 

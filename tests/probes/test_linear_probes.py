@@ -113,3 +113,12 @@ def test_separable_logits_have_a_bounded_temperature():
     logits, labels = torch.tensor([[4.0, -4.0], [-4.0, 4.0]]), torch.tensor([0, 1])
     assert 0.01 <= fit_temperature(logits, labels) < 1
     assert 1 < fit_temperature(-logits, labels) <= 100
+
+
+def test_more_features_than_examples_give_the_minimum_of_scikit_learn():
+    features, labels = ladder(30, width=90)
+    x, strength = features.double(), 0.01
+    first = fit_logistic(x, labels, 4, 0.1)
+    found = fit_logistic(x, labels, 4, strength, start=first)
+    known = LogisticRegression(C=1 / (strength * 30), tol=1e-10, max_iter=5000).fit(x.numpy(), labels)
+    np.testing.assert_allclose(found[:, :-1], known.coef_, atol=1e-5)

@@ -31,8 +31,16 @@ def fit_logistic(
 ) -> Float[Tensor, "O E1"]:
     """Weights and, in the last column, biases that minimise mean loss + strength / 2 * |weights|^2.
 
-    The biases are not penalised. The problem is convex: where it starts does not matter.
+    The biases are not penalised. The problem is convex: where it starts does not matter. With fewer examples than
+    features it is solved in the space that the examples span, where the minimum lies.
     """
+    if len(features) < features.shape[1]:
+        basis, coordinates = torch.linalg.qr(features.T)  # (E, N), (N, N)
+        inside = None if start is None else torch.cat((start[:, :-1] @ basis, start[:, -1:]), dim=1)
+        found = fit_logistic(
+            coordinates.T, labels, num_classes, strength, kind=kind, start=inside, max_iterations=max_iterations
+        )
+        return torch.cat((found[:, :-1] @ basis.T, found[:, -1:]), dim=1)
     objective = OBJECTIVES[kind]
     num_outputs = objective.num_outputs(num_classes)
     first = features.new_zeros(num_outputs, features.shape[1] + 1) if start is None else start
