@@ -11,6 +11,7 @@ from voxdino.core.errors import DatasetError, WeightsError
 from voxdino.models.backbones.pixels import PixelConfig, Pixels
 from voxdino.models.weights import load_backbone
 from voxdino.preparation.classification import open_classification_set
+from voxdino.preparation.intensity import IMAGENET_MEAN, IMAGENET_SD
 
 CPU = torch.device("cpu")
 
@@ -83,31 +84,40 @@ def features_of(folder, known, view, resolution=32):
 
 def test_features_of_a_volume_are_those_of_its_slices(tmp_path, volumes):
     cases = volumes.splits["test"]
-    both = features_of(tmp_path, volumes, View(3, (0, 2), 3))(cases)
-    alone = features_of(tmp_path, volumes, View(3, (2,), 3))(cases)
+    both = features_of(tmp_path, volumes, View(3, (0, 2), 3, 1))(cases)
+    alone = features_of(tmp_path, volumes, View(3, (2,), 3, 1))(cases)
     assert both.shape[:2] == (len(cases), 6)
     torch.testing.assert_close(both[:, 3:], alone, rtol=0.05, atol=0.05)
 
 
 def test_a_case_has_the_same_features_whatever_is_asked_with_it(tmp_path, volumes):
     cases = volumes.splits["test"]
-    view = View(3, (1,), 2)
+    view = View(3, (1,), 2, 1)
     together = features_of(tmp_path / "a", volumes, view)(cases)
     alone = features_of(tmp_path / "b", volumes, view)(cases[4:5])
     torch.testing.assert_close(together[4:5], alone, rtol=0.02, atol=0.02)
 
 
 def test_nothing_is_missing_once_it_is_computed(tmp_path, volumes):
-    features = features_of(tmp_path, volumes, View(3, (0, 1), 4))
+    features = features_of(tmp_path, volumes, View(3, (0, 1), 4, 1))
     cases = volumes.splits["val"]
     assert features.num_missing(cases) == len(cases) * 8
     features(cases)
     assert features.num_missing(cases) == 0
-    assert features_of(tmp_path, volumes, View(3, (0, 1), 4), resolution=48).num_missing(cases) == len(cases) * 8
+    assert features_of(tmp_path, volumes, View(3, (0, 1), 4, 1), resolution=48).num_missing(cases) == len(cases) * 8
+
+
+def test_a_slice_comes_with_its_neighbours_as_colours_and_the_outer_ones_with_themselves(volumes):
+    case = volumes.splits["val"][0]
+    alone, windows = (View(3, (0,), 6, width)(case, 16)[:, :, 3, 5] for width in (1, 3))
+    mean, sd = (torch.tensor(values) for values in (IMAGENET_MEAN, IMAGENET_SD))
+    alone, windows = alone * sd + mean, windows * sd + mean
+    torch.testing.assert_close(windows[2], alone[1:4, 0])
+    torch.testing.assert_close(windows[0], alone[[0, 0, 1], 0])
 
 
 def test_thin_volumes_have_slices_more_than_once(volumes):
-    assert len(View(3, (0,), 9)(volumes.splits["val"][0], 16)) == 9
+    assert len(View(3, (0,), 9, 1)(volumes.splits["val"][0], 16)) == 9
 
 
 def test_images_of_two_channels_are_refused(tmp_path, monkeypatch, volumes):
@@ -116,7 +126,7 @@ def test_images_of_two_channels_are_refused(tmp_path, monkeypatch, volumes):
 
     monkeypatch.setattr(images, "load_image", lambda case: LabelledImage(torch.zeros(2, 4, 4).numpy(), (1.0, 1.0)))
     with pytest.raises(DatasetError, match="2 channels"):
-        View(2, (), 1)(volumes.splits["val"][0], 16)
+        View(2, (), 1, 1)(volumes.splits["val"][0], 16)
 
 
 def test_a_remembering_backbone_computes_each_image_once_and_answers_the_same(tmp_path):

@@ -143,7 +143,7 @@ class ClassificationData:
         return {"train": rest["train"] + rest["test"], "val": rest["val"], "test": test}
 
     def features(self, encoder: Encoder, resolution: int) -> ImageFeatures:
-        view = View(self.known.ndim, self.entry.axes, self.entry.slices)
+        view = View(self.known.ndim, self.entry.axes, self.entry.slices, self.entry.window)
         return ImageFeatures(self.features_folder, encoder, resolution, self.device, content=self.digest, view=view)
 
     def num_missing(self, encoder: Encoder, cell: Cell) -> int:

@@ -36,6 +36,7 @@ class TaskEntry(Record):
     shots_at:    the resolution of that curve; default: the middle one.
     hold_out:    "split": the data set's test cases (or fold `fold`); "group": each group (site) in turn.
     axes, slices: of volumes to classify: the axes they are cut along, and slices of each axis, evenly spread.
+    window:      3: a slice comes with its neighbours, as the three colours; 1: alone.
     limit:       at most so many training and so many test cases, evenly spread; for trials.
     """
 
@@ -48,8 +49,9 @@ class TaskEntry(Record):
     shots_at: int | None = None
     hold_out: Literal["split", "group"] = "split"
     fold: int = Field(default=0, ge=0)
-    axes: tuple[Literal[0, 1, 2], ...] = Field(default=(0, 1, 2), min_length=1)
-    slices: int = Field(default=8, ge=1)
+    axes: tuple[Literal[0, 1, 2], ...] = Field(default=(0, 1), min_length=1)
+    slices: int = Field(default=9, ge=1)
+    window: Literal[1, 3] = 3
     limit: int | None = Field(default=None, ge=2)
     read_options: ReadOptions = ReadOptions()
 

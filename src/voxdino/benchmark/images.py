@@ -20,7 +20,7 @@ from voxdino.preparation.classification import LabelledCase, load_image
 from voxdino.preparation.intensity import IMAGENET_MEAN, IMAGENET_SD
 from voxdino.probes.fitting import spread
 
-FORMAT = 1  # raised when the meaning of kept features changes
+FORMAT = 2  # raised when the meaning of kept features changes
 IMAGES_PER_FILE = 512  # what a kill can cost
 IMAGES_AT_ONCE = 64
 TAILS = (0.5, 99.5)  # percentiles that become black and white where values are no 8-bit pixels
@@ -30,7 +30,7 @@ class ImageFeatures:
     """Features of the cases of one set, for one encoder at one resolution.
 
     A picture has one vector, the class token beside the mean of the patch tokens; a volume one for each slice.
-    content: digest of the set's images.   axes, slices: of volumes: which slices (see TaskEntry).
+    content: digest of the set's images.   view: of volumes: which slices (see TaskEntry).
     """
 
     def __init__(
@@ -75,9 +75,9 @@ class ImageFeatures:
 class View:
     """How a case becomes images of three planes: pictures as they are, volumes as slices along some axes."""
 
-    def __init__(self, ndim: int, axes: Sequence[int], slices: int) -> None:
+    def __init__(self, ndim: int, axes: Sequence[int], slices: int, window: int) -> None:
         self._axes = tuple(axes) if ndim == 3 else ()
-        self._slices = slices
+        self._slices, self._window = slices, window
 
     @property
     def num_images(self) -> int:
@@ -86,12 +86,13 @@ class View:
 
     @property
     def key(self) -> tuple[object, ...]:
-        return (list(self._axes), self._slices) if self._axes else ()
+        return (list(self._axes), self._slices, self._window) if self._axes else ()
 
     def __call__(self, case: LabelledCase, side: int) -> Float[Tensor, "S 3 side side"]:
         """8-bit pixels as shares of 255, other values between two percentiles; stretched to a square, as ImageNet.
 
-        Of volumes with fewer slices than asked for some come twice. Errors: DatasetError for 2 or more than 3 channels.
+        Of volumes with fewer slices than asked for some come twice; what lies beyond the first and the last slice is
+        that slice again. Errors: DatasetError for 2 or more than 3 channels.
         """
         array = load_image(case).array
         if len(array) not in (1, 3):
@@ -103,9 +104,15 @@ class View:
         mean, sd = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_SD))
         return (resized.expand(-1, 3, -1, -1) - mean) / sd
 
-    def _cut(self, image: Float[Tensor, "C D H W"], axis: int) -> Float[Tensor, "S C a b"]:
-        places = np.sort(np.resize(spread(image.shape[axis + 1], self._slices), self._slices))
-        return image.movedim(axis + 1, 0)[torch.from_numpy(places)]
+    def _cut(self, image: Float[Tensor, "C D H W"], axis: int) -> Float[Tensor, "S P a b"]:
+        """Slices, of one channel with their neighbours as colours where the window is wider than one."""
+        depth = image.shape[axis + 1]
+        places = torch.from_numpy(np.sort(np.resize(spread(depth, self._slices), self._slices)))
+        slices = image.movedim(axis + 1, 0)  # (D, C, a, b)
+        if len(image) > 1:
+            return slices[places]
+        around = torch.arange(self._window) - self._window // 2
+        return slices[(places[:, None] + around).clamp(0, depth - 1), 0]  # (S, window, a, b)
 
 
 def _shares(array: NDArray[Any]) -> NDArray[np.float32]:

@@ -20,14 +20,14 @@ def read_grid(data: Sequence[Path], root: Path | None) -> tuple[Grid, Path]:
 
 
 def quick_grid(data: Sequence[Path], encoders: str, options: ReadOptions) -> Grid:
-    """Every data set with the probe that suits it, at 112 pixels: linear, gated attention over slices, or patches."""
+    """Every data set with the probe that suits it, at 112 pixels: linear, the mean of slices, or patches."""
     sources = [source.strip() for source in encoders.split(",") if source.strip()]
     if not sources:
         raise UsageError("no encoder is named", where="--encoders", fix="e.g. --encoders FILE,pixels:14.")
     tasks = []
     for path in data:
         known = open_classification_set(path) if is_classification_set(path) else None
-        probe = "patch_linear" if known is None else "linear" if known.ndim == 2 else "abmil"
+        probe = "patch_linear" if known is None else "linear" if known.ndim == 2 else "slice_mean"
         name = path.resolve().stem if known is None else known.name
         tasks.append(
             TaskEntry(
