@@ -6,17 +6,7 @@ from small_benchmark import classified, segmented
 
 from voxdino.benchmark import compare as module
 from voxdino.benchmark.compare import compare, interval_of, value_of
-
-
-@pytest.fixture
-def few_draws(monkeypatch):
-    monkeypatch.setattr(module, "NUM_PERMUTATIONS", 199)
-    monkeypatch.setattr(module, "NUM_RESAMPLES", 200)
-    module._exchanges.cache_clear()
-    module._resamples.cache_clear()
-    yield
-    module._exchanges.cache_clear()
-    module._resamples.cache_clear()
+from voxdino.evaluation import cohort
 
 
 def noisy(labels, strength, seed):
@@ -68,8 +58,10 @@ def test_probabilities_of_another_scale_are_the_same_method(few_draws):
 
 
 def test_the_exchange_test_holds_its_level(few_draws, monkeypatch):
+    module._exchanges.cache_clear()
+    cohort.resamples.cache_clear()
     monkeypatch.setattr(module, "NUM_PERMUTATIONS", 59)
-    monkeypatch.setattr(module, "NUM_RESAMPLES", 2)
+    monkeypatch.setattr(cohort, "NUM_RESAMPLES", 2)
     rejected = 0
     for seed in range(40):
         pair = [classified(name, LABELS, noisy(LABELS, 0.7, [seed, place])) for place, name in enumerate("ab")]

@@ -19,6 +19,7 @@ from voxdino.core.safe_files import digest_file
 from voxdino.models.weights import PretrainingFacts, load_backbone, pack_seen
 
 torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("few_draws")
 
 PICTURES = TaskEntry(name="pictures", data="pictures.npz", probe="linear", resolutions=(16,))
 

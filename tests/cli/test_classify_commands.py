@@ -33,6 +33,12 @@ def test_a_set_is_learned_and_its_test_cases_get_probabilities(pictures, tmp_pat
     told = json.loads(capsys.readouterr().out)
     assert [case["predicted"] for case in told["cases"].values()] == [["0"], ["1"], ["0"], ["1"]]
     assert (tmp_path / "out" / "probabilities.csv").read_text().startswith("case,predicted,0,1\n")
+    assert main(["evaluate", str(tmp_path / "out"), str(pictures), "--metrics", "auroc,accuracy", "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert [one["score"]["value"] for one in scores["summary"]] == [1.0, 1.0]
+    assert (tmp_path / "out" / "scores.json").is_file()
+    assert main(["evaluate", str(tmp_path / "out"), str(pictures), "--lesions"]) == 2
+    assert "--lesions" in capsys.readouterr().err
 
 
 def test_misspelt_recipes_and_sets_are_named(pictures, tmp_path, capsys):

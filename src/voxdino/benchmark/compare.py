@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 
 from voxdino.benchmark.result import CellResult
 from voxdino.evaluation.classification import CLASSIFICATION_METRICS, Answers, classification_scores
+from voxdino.evaluation.cohort import cohort_intervals, interval, owner_index, resamples
 from voxdino.evaluation.comparison import holm, paired_test, smallest_detectable_difference
+from voxdino.evaluation.scores import Share
 from voxdino.evaluation.statistics import mean_interval
 from voxdino.report.page import Interval
 
-NUM_RESAMPLES = 1000
 NUM_PERMUTATIONS = 1999
-_TAILS = (0.025, 0.975)
 
 
 def interval_of(result: CellResult, metric: str) -> Interval:
@@ -28,7 +28,8 @@ def interval_of(result: CellResult, metric: str) -> Interval:
     if result.scores:
         found = mean_interval(_column(result, metric).tolist(), groups=result.groups)
         return Interval(mean=found.mean, low=found.low, high=found.high, num_undefined=found.num_undefined)
-    return _cohort_interval(result, metric)
+    shares = cohort_intervals(labels_of(result), np.array(result.probabilities), [metric], groups=result.groups)
+    return _shown(shares[metric])
 
 
 def value_of(result: CellResult, metric: str) -> float | None:
@@ -111,19 +112,14 @@ def _column(result: CellResult, metric: str) -> Float[np.ndarray, " N"]:
     return np.array([np.nan if value is None else value for value in result.scores[metric]])
 
 
-def _labels(result: CellResult) -> Int[np.ndarray, " N"] | Int[np.ndarray, "N K"]:
+def labels_of(result: CellResult) -> Int[np.ndarray, " N"] | Int[np.ndarray, "N K"]:
+    """Classes, or 0 and 1 for each label."""
     rows = np.array(result.labels)
     return rows if rows.shape[1] > 1 else rows[:, 0]
 
 
 def _metric(result: CellResult, metric: str) -> float:
-    return classification_scores(_labels(result), np.array(result.probabilities), [metric])[metric]
-
-
-def _cohort_interval(result: CellResult, metric: str) -> Interval:
-    labels, shares = _labels(result), np.array(result.probabilities)
-    drawn = [classification_scores(labels[i], shares[i], [metric])[metric] for i in _resamples(_owners(result))]
-    return _interval(_metric(result, metric), drawn)
+    return classification_scores(labels_of(result), np.array(result.probabilities), [metric])[metric]
 
 
 def _cohort_difference(first: CellResult, second: CellResult, metric: str) -> tuple[Interval, float]:
@@ -142,23 +138,22 @@ def _cohort_difference(first: CellResult, second: CellResult, metric: str) -> tu
         return x - y
 
     found = difference(a, b, is_there)
-    drawn = [difference(a[i], b[i], is_there[i]) for i in _resamples(owners)]
+    drawn = [difference(a[i], b[i], is_there[i]) for i in resamples(owners)]
     exchanges = (exchanged[:, None] for exchanged in _exchanges(owners))
     others = (difference(np.where(e, b, a), np.where(e, a, b), is_there) for e in exchanges)
     as_far = sum(abs(other) >= abs(found) - 1e-12 for other in others)
-    return _interval(found, drawn), (as_far + 1) / (NUM_PERMUTATIONS + 1)
+    return _shown(interval(found, drawn)), (as_far + 1) / (NUM_PERMUTATIONS + 1)
 
 
 def _is_there(result: CellResult) -> Bool[np.ndarray, "N K"]:
-    labels = _labels(result)
-    return labels == 1 if labels.ndim == 2 else labels[:, None] == np.arange(len(result.probabilities[0]))
+    labels = labels_of(result)
+    wanted = np.int64(1) if labels.ndim == 2 else np.arange(len(result.probabilities[0]))
+    there: NDArray[np.bool_] = np.equal(labels if labels.ndim == 2 else labels[:, None], wanted)
+    return there
 
 
-def _interval(value: float, drawn: Sequence[float]) -> Interval:
-    if np.isnan(value):
-        return Interval(mean=None, low=None, high=None)
-    low, high = np.nanquantile(drawn, _TAILS)
-    return Interval(mean=float(value), low=float(low), high=float(high))
+def _shown(found: Share) -> Interval:
+    return Interval(mean=found.value, low=found.low, high=found.high)
 
 
 def _owners(result: CellResult) -> tuple[str, ...]:
@@ -171,21 +166,7 @@ def _ranks(shares: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N K"]:
 
 
 @lru_cache(maxsize=8)
-def _resamples(owners: tuple[str, ...]) -> list[NDArray[np.int64]]:
-    """Places of the cases of as many drawn owners as there are, again and again."""
-    rng = np.random.default_rng(0)
-    of = _places(owners)
-    return [np.concatenate([of[i] for i in rng.integers(len(of), size=len(of))]) for _ in range(NUM_RESAMPLES)]
-
-
-@lru_cache(maxsize=8)
 def _exchanges(owners: tuple[str, ...]) -> list[Bool[np.ndarray, " N"]]:
     rng = np.random.default_rng(1)
-    index = np.unique(owners, return_inverse=True)[1]
+    index = owner_index(owners)
     return [rng.random(index.max() + 1)[index] < 0.5 for _ in range(NUM_PERMUTATIONS)]
-
-
-def _places(owners: Sequence[str]) -> list[NDArray[np.int64]]:
-    index = np.unique(owners, return_inverse=True)[1]
-    order = np.argsort(index, kind="stable")
-    return np.split(order, np.flatnonzero(np.diff(index[order])) + 1)

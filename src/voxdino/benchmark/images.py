@@ -119,8 +119,8 @@ def _shares(array: NDArray[Any]) -> NDArray[np.float32]:
     if array.dtype == np.uint8:
         return array.astype(np.float32) / 255
     low, high = np.percentile(array, TAILS)
-    shares: NDArray[np.float32] = ((array - low) / max(float(high - low), 1e-6)).clip(0, 1).astype(np.float32)
-    return shares
+    shares = (array - low) / max(float(high - low), 1e-6)
+    return shares.clip(0, 1).astype(np.float32)
 
 
 def _resized(images: Float[Tensor, "S C a b"], side: int) -> Float[Tensor, "S C side side"]:

@@ -89,8 +89,7 @@ class Bench:
         """Where a cell's result lies: another encoder, data set or way to measure gives another name."""
         task, data = self.tasks[cell.task], self.data(cell)
         entry = entry_of(self.grid, cell.task)
-        how = {"probe": entry.probe, "limit": entry.limit}
-        how |= {"axes": entry.axes, "slices": entry.slices, "window": entry.window}
+        how = [entry.probe, entry.limit, entry.axes, entry.slices, entry.window]
         key = [FORMAT, cell.to_json(), how, self.encoders[cell.encoder].card.file_digest, data.digest, task.metric]
         return self.folder / "cells" / f"{digest_json(key)[:24]}.json"
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from voxdino.cli.options import AUTO, Device
-from voxdino.cli.output import counting, end, format_seconds, relative, say
+from voxdino.cli.output import counting, end, format_seconds, print_table, relative, say
 
 if TYPE_CHECKING:
     from voxdino.preparation.classification import LabelledCase
@@ -77,6 +77,46 @@ def classify(
                 counts[name] += 1
         print(f"{relative(out / 'probabilities.csv')}  {', '.join(f'{n} {name}' for name, n in counts.items())}")
     end(record.to_json(), None, as_json=json)
+
+
+def score_classes(
+    predictions: Path,
+    references: Path,
+    metrics: str | None,
+    groups: Path | None,
+    out: Path | None,
+    *,
+    json: bool,
+    without: Mapping[str, object],
+) -> None:
+    """Score probabilities.csv against a labelled set. without: options of segmentation, which must not be given."""
+    from voxdino.cli.references import read_groups
+    from voxdino.cli.summaries import error_of
+    from voxdino.core.errors import UsageError
+    from voxdino.evaluation.classified import evaluate_classes
+    from voxdino.preparation.classification import open_classification_set
+
+    if given := [name for name, value in without.items() if value]:
+        raise UsageError("is for segmentations; these are classes.", where=given[0], fix="leave it out.")
+    known = open_classification_set(references)
+    ids = [(case.id, case.file, case.file) for case in known.splits["test"]]
+    patients = None if groups is None else read_groups(groups, ids)
+    wanted = None if metrics is None else [name.strip() for name in metrics.split(",")]
+    scores = evaluate_classes(predictions, known, metrics=wanted, groups=patients)
+    path = out or predictions / "scores.json"
+    scores.write(path)
+    if not json:
+        over = f"{scores.num_cases} cases" if scores.num_patients is None else f"{scores.num_patients} patients"
+        rows = [[one.metric, *map(_number, one.score.to_json().values()), one.definition] for one in scores.summary]
+        columns = ["metric", "value", "low", "high", "definition"]
+        print_table(f"{known.name}: {scores.num_cases} cases, 95 % intervals over {over}", columns, rows)
+        print("\n".join(scores.warnings))
+    say(f"every case is in {path}")
+    end(scores.to_json(), error_of(scores, predictions), as_json=json)
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _cases(path: Path) -> "tuple[LabelledCase, ...]":

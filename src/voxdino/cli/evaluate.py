@@ -32,7 +32,9 @@ class Empty(StrEnum):
 
 
 def evaluate(
-    predictions: Annotated[Path, typer.Argument(metavar="PREDICTIONS", help="Folder of predicted label maps.")],
+    predictions: Annotated[
+        Path, typer.Argument(metavar="PREDICTIONS", help="Folder of predicted label maps or probabilities.")
+    ],
     references: Annotated[
         Path, typer.Argument(metavar="REFERENCES", help="The data set, or a folder of label maps with the same names.")
     ],
@@ -77,14 +79,23 @@ def evaluate(
     workers: WorkersOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Score predictions: Dice, IoU, HD95, ASSD, NSD and volumes per case, with mean and 95 % interval."""
+    """Score predictions: Dice, IoU, HD95, ASSD, NSD and volumes per case, with mean and 95 % interval.
+
+    Of a classifier (probabilities.csv) AUROC, AUPRC, accuracy, F1, MCC, ECE and Brier, with 95 % intervals.
+    """
+    from voxdino.cli.classify import score_classes
     from voxdino.cli.references import find_pairs, read_groups
     from voxdino.cli.summaries import error_of, print_scores
     from voxdino.cli.values import read_options
+    from voxdino.evaluation.classified import is_classified
     from voxdino.evaluation.evaluate import evaluate as score
     from voxdino.evaluation.metrics import LESION_METRICS, USUAL_METRICS
     from voxdino.evaluation.papers import PAPERS
 
+    if is_classified(predictions):
+        given = {"--labels": labels, "--lesions": lesions, "--paper-compat": paper_compat, "--map": map_, "--run": run}
+        score_classes(predictions, references, metrics, groups, out, json=json, without=given)
+        return
     options = read_options(
         label_map=map_,
         lossy_labels=lossy_labels,

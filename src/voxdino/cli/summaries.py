@@ -12,6 +12,7 @@ from voxdino.core.errors import PartialError
 from voxdino.core.geometry import format_shape, format_spacing
 from voxdino.core.io import read_grid
 from voxdino.core.safe_files import read_json
+from voxdino.evaluation.classified import ClassScores
 from voxdino.evaluation.report import lesion_table, report_table
 from voxdino.evaluation.scores import Scores
 from voxdino.inference.run import RECORD_NAME, PredictSummary
@@ -61,7 +62,7 @@ def print_scores(scores: Scores) -> None:
         console.print(lesion_table(scores))
 
 
-def error_of(scores: Scores, where: Path) -> PartialError | None:
+def error_of(scores: Scores | ClassScores, where: Path) -> PartialError | None:
     """The error of the cases that could not be scored, if any."""
     if not scores.failed:
         return None

@@ -80,7 +80,7 @@ def classification_scores(
     labels: (N,) class numbers from 0 to K - 1, or (N, K) of 0 and 1.
     Errors: InputError for labels or probabilities that are none; UsageError for an unknown metric.
     """
-    answers = _read(labels, probabilities)
+    answers = read_answers(labels, probabilities)
     names = CLASSIFICATION_METRICS if metrics is None else metrics
     for name in names:
         if name not in CLASSIFICATION_METRICS:
@@ -89,11 +89,33 @@ def classification_scores(
     return {name: CLASSIFICATION_METRICS[name].compute(answers) for name in names}
 
 
+def read_answers(labels: Integer[np.ndarray, "..."], probabilities: Float[np.ndarray, "N K"]) -> Answers:
+    """Labels and probabilities, checked; arguments and errors are those of `classification_scores`."""
+    values = np.asarray(probabilities, dtype=np.float64)
+    if values.ndim != 2 or not len(values) or values.shape[1] < (2 if labels.ndim == 1 else 1):
+        raise _refused(f"probabilities of shape {values.shape}", "give (cases, classes), at least one case")
+    if labels.shape not in ((len(values),), values.shape):
+        raise _refused(f"labels of shape {labels.shape} for probabilities of shape {values.shape}", "give one per case")
+    if not (np.isfinite(values).all() and values.min() >= -1e-6 and values.max() <= 1 + 1e-6):
+        raise _refused("probabilities that are not between 0 and 1", "give probabilities, not logits")
+    if labels.ndim == 2:
+        if not np.isin(labels, (0, 1)).all():
+            raise _refused("labels of findings other than 0 and 1", "1 is there, 0 is not")
+        return Answers(labels == 1, values > 0.5, values, is_single=False)
+    if labels.min() < 0 or labels.max() >= values.shape[1]:
+        fact = f"class numbers from {labels.min()} to {labels.max()} for {values.shape[1]} classes"
+        raise _refused(fact, "number them from 0")
+    if np.abs(values.sum(axis=1) - 1).max() > 1e-3:
+        raise _refused("probabilities of a case that do not sum to 1", "give findings as labels (cases, findings)")
+    classes = np.arange(values.shape[1])
+    return Answers(labels[:, None] == classes, values.argmax(axis=1)[:, None] == classes, values, is_single=True)
+
+
 def reliability_bins(
     labels: Integer[np.ndarray, "..."], probabilities: Float[np.ndarray, "N K"], *, num_bins: int = NUM_BINS
 ) -> tuple[ReliabilityBin, ...]:
     """What a reliability diagram shows, bins without a case left out; same arguments and errors as the scores."""
-    return _bins(_read(labels, probabilities), num_bins)
+    return _bins(read_answers(labels, probabilities), num_bins)
 
 
 def auroc(answers: Answers) -> float:
@@ -175,28 +197,6 @@ CLASSIFICATION_METRICS: dict[str, ClassificationMetric] = {
     "ece": ClassificationMetric(ece, "lower", "ece:15-equal-width-bins"),
     "brier": ClassificationMetric(brier, "lower", "brier:half-sum-over-classes"),
 }
-
-
-def _read(labels: NDArray[np.integer], probabilities: NDArray[np.floating]) -> Answers:
-    """Labels and probabilities, checked."""
-    values = np.asarray(probabilities, dtype=np.float64)
-    if values.ndim != 2 or not len(values) or values.shape[1] < (2 if labels.ndim == 1 else 1):
-        raise _refused(f"probabilities of shape {values.shape}", "give (cases, classes), at least one case")
-    if labels.shape not in ((len(values),), values.shape):
-        raise _refused(f"labels of shape {labels.shape} for probabilities of shape {values.shape}", "give one per case")
-    if not (np.isfinite(values).all() and values.min() >= -1e-6 and values.max() <= 1 + 1e-6):
-        raise _refused("probabilities that are not between 0 and 1", "give probabilities, not logits")
-    if labels.ndim == 2:
-        if not np.isin(labels, (0, 1)).all():
-            raise _refused("labels of findings other than 0 and 1", "1 is there, 0 is not")
-        return Answers(labels == 1, values > 0.5, values, is_single=False)
-    if labels.min() < 0 or labels.max() >= values.shape[1]:
-        fact = f"class numbers from {labels.min()} to {labels.max()} for {values.shape[1]} classes"
-        raise _refused(fact, "number them from 0")
-    if np.abs(values.sum(axis=1) - 1).max() > 1e-3:
-        raise _refused("probabilities of a case that do not sum to 1", "give findings as labels (cases, findings)")
-    classes = np.arange(values.shape[1])
-    return Answers(labels[:, None] == classes, values.argmax(axis=1)[:, None] == classes, values, is_single=True)
 
 
 def _refused(fact: str, fix: str) -> InputError:
