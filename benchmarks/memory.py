@@ -94,7 +94,7 @@ def make_model(folder: Path, classes: int) -> None:
     from voxdino.models.backbones.vit import ViT, ViTConfig
     from voxdino.models.compose import build_segmenter
     from voxdino.models.segmenter import ModelConfig
-    from voxdino.models.weights import WeightsCard
+    from voxdino.models.weights_card import WeightsCard
     from voxdino.preparation.intensity import ChannelPolicy
     from voxdino.preparation.plan import Plan
 

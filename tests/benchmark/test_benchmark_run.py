@@ -16,7 +16,8 @@ from voxdino.benchmark.standing import Standing
 from voxdino.cli import main as voxdino
 from voxdino.core.errors import EXIT_PARTIAL, UsageError
 from voxdino.core.safe_files import digest_file
-from voxdino.models.weights import PretrainingFacts, load_backbone, pack_seen
+from voxdino.models.weights import load_backbone
+from voxdino.models.weights_card import PretrainingFacts, pack_seen
 
 torch.set_num_threads(1)
 pytestmark = pytest.mark.usefixtures("few_draws")

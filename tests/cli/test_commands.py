@@ -80,7 +80,7 @@ def test_predictions_of_the_same_cases_score_the_same(workdir, run_folder, phant
 
 def test_cases_that_the_backbone_was_pretrained_on_are_named(run_folder, phantoms, tmp_path, capsys):
     from voxdino.inference.load import ModelCard
-    from voxdino.models.weights import PretrainingFacts, pack_seen
+    from voxdino.models.weights_card import PretrainingFacts, pack_seen
 
     folder = run_folder / "validation"
     record = json.loads((folder / "predictions.json").read_text())["cases"]

@@ -17,7 +17,7 @@ from voxdino.models.backbones.vit import ViT, ViTConfig
 from voxdino.models.compose import build_segmenter
 from voxdino.models.features import Prediction
 from voxdino.models.segmenter import ModelConfig, Segmenter
-from voxdino.models.weights import WeightsCard
+from voxdino.models.weights_card import WeightsCard
 from voxdino.preparation.intensity import ChannelPolicy
 from voxdino.preparation.plan import Plan
 

@@ -16,7 +16,8 @@ from voxdino.models.export_configs import TIMM_NAMES
 from voxdino.models.export_layouts import LAYOUTS, export_backbone, to_hugging_face, to_official, to_timm
 from voxdino.models.layouts import convert
 from voxdino.models.registry import BACKBONES
-from voxdino.models.weights import PretrainingFacts, inspect_weights, load_backbone, pack_seen, write_backbone
+from voxdino.models.weights import inspect_weights, load_backbone, write_backbone
+from voxdino.models.weights_card import PretrainingFacts, pack_seen
 
 VITS = {
     "plain": {},

@@ -8,7 +8,8 @@ from foreign_states import make_foreign
 from voxdino.core.errors import SafetyError, UsageError, WeightsError
 from voxdino.models.foreign import SYSTEMS
 from voxdino.models.tensor_files import read_tensors
-from voxdino.models.weights import WeightsCard, import_weights, inspect_weights, list_weights, load_backbone
+from voxdino.models.weights import import_weights, inspect_weights, list_weights, load_backbone
+from voxdino.models.weights_card import WeightsCard
 
 WRAPPED = {
     "DINO-Med3D, stage 1": "model_state_dict",

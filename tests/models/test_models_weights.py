@@ -24,7 +24,6 @@ from voxdino.models import hub
 from voxdino.models.backbones.vit import ViT
 from voxdino.models.registry import BACKBONES, look_up
 from voxdino.models.weights import (
-    WeightsCard,
     default_weights_folder,
     import_weights,
     inspect_weights,
@@ -34,6 +33,7 @@ from voxdino.models.weights import (
     pull_weights,
     read_tensors,
 )
+from voxdino.models.weights_card import WeightsCard
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ from small_pretraining import distillation, draw_pool, gram, pretraining, self_d
 
 from voxdino.core.errors import CheckpointError, ConfigError, DatasetError, DivergedError, PartialError, StoppedError
 from voxdino.core.safe_files import digest_file
-from voxdino.models.weights import load_backbone, pack_seen, write_backbone
+from voxdino.models.weights import load_backbone, write_backbone
+from voxdino.models.weights_card import pack_seen
 from voxdino.pretraining import step as step_module
 from voxdino.pretraining.checks import GramTeacher, gram_teacher_of, named_weights
 from voxdino.pretraining.config import Resolution

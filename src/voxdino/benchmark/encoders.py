@@ -8,7 +8,8 @@ from typing import Literal
 from voxdino.benchmark.grid import EncoderEntry
 from voxdino.core.errors import ResourceError, WeightsError
 from voxdino.models.backbones.base import Backbone
-from voxdino.models.weights import WeightsCard, load_backbone
+from voxdino.models.weights import load_backbone
+from voxdino.models.weights_card import WeightsCard
 
 EncoderKind = Literal["pretrained", "random", "pixels"]
 

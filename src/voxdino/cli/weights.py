@@ -27,19 +27,16 @@ FileArgument = Annotated[Path, typer.Argument(metavar="FILE", help=".safetensors
 def list_here(weights_folder: FolderOption = None, json: JsonOption = False) -> None:
     """List the weights that are here and the names that `pull` knows."""
     from voxdino.models.hub import HUB_COPIES
-    from voxdino.models.weights import default_weights_folder, list_weights
+    from voxdino.models.weights import BUILT_IN_FILE, default_weights_folder, inspect_weights, list_weights
 
     folder = weights_folder or default_weights_folder()
-    cards = list_weights(folder)
+    cards = (inspect_weights(BUILT_IN_FILE), *list_weights(folder))
     others = {name: copy.repository for name, copy in HUB_COPIES.items() if name not in {card.name for card in cards}}
     if json:
         print_json({"folder": str(folder), "here": [card.to_json() for card in cards], "can_be_pulled": others})
         return
-    if cards:
-        rows = [(c.name, f"{c.num_parameters / 1e6:.1f} M", c.licence, c.source) for c in cards]
-        print_table(f"in {folder}", ("name", "parameters", "licence", "from"), rows)
-    else:
-        print(f"no weights in {folder}")
+    rows = [(c.name, f"{c.num_parameters / 1e6:.1f} M", c.licence, c.source) for c in cards]
+    print_table(f"built in, and in {folder}", ("name", "parameters", "licence", "from"), rows)
     print_table("voxdino weights pull NAME", ("name", "from"), list(others.items()))
 
 
@@ -150,7 +147,8 @@ def _model_facts(model: "ImportedModel") -> dict[str, str]:
 
 
 def _show_imported(card: object, folder: Path, as_json: bool) -> None:
-    from voxdino.models.weights import WeightsCard, licence_notice_once
+    from voxdino.models.weights import licence_notice_once
+    from voxdino.models.weights_card import WeightsCard
 
     assert isinstance(card, WeightsCard)
     notice = licence_notice_once(card, folder)

@@ -20,7 +20,8 @@ from voxdino.inference.classify import ClassifierCard, save_classifier
 from voxdino.models.classifier import Classifier, build_classifier, encoder_config, probabilities
 from voxdino.models.precision import autocast, resolve_device, uses_bf16
 from voxdino.models.segmenter import ModelConfig
-from voxdino.models.weights import WeightsCard, load_backbone
+from voxdino.models.weights import load_backbone
+from voxdino.models.weights_card import WeightsCard
 from voxdino.preparation.case import SplitName
 from voxdino.preparation.classification import ClassificationSet
 from voxdino.probes.calibration import fit_temperature

@@ -12,7 +12,7 @@ from voxdino.models.decoders.tpa_sad import PUBLISHED_SCALES
 from voxdino.models.precision import channels_last
 from voxdino.models.registry import DECODERS, look_up
 from voxdino.models.segmenter import DecoderSetting, ModelConfig, Segmenter
-from voxdino.models.weights import WeightsCard
+from voxdino.models.weights_card import WeightsCard
 from voxdino.preparation.plan import Plan
 
 SLAB = 16  # slices, as in DINO-Med3D (dossier 1.5)

@@ -28,7 +28,8 @@ from voxdino.models.initial import InitialReport, load_initial
 from voxdino.models.lora import merge_lora
 from voxdino.models.precision import autocast, resolve_device
 from voxdino.models.segmenter import Segmenter
-from voxdino.models.weights import WeightsCard, load_backbone
+from voxdino.models.weights import load_backbone
+from voxdino.models.weights_card import WeightsCard
 from voxdino.preparation.plan import Plan
 from voxdino.preparation.splits import Split, read_split
 from voxdino.training.checkpoint import flatten, read_state, require_same

@@ -16,7 +16,8 @@ from voxdino.data.labelled import ImageShape, read_image
 from voxdino.models.backbones.build import build_backbone
 from voxdino.models.classifier import Classifier, build_classifier, probabilities
 from voxdino.models.segmenter import ModelConfig
-from voxdino.models.weights import WeightsCard, read_tensors
+from voxdino.models.weights import read_tensors
+from voxdino.models.weights_card import WeightsCard
 from voxdino.preparation.classification import LabelledCase
 
 MODEL_FILES = ("model.json", "model.safetensors")

@@ -16,7 +16,8 @@ from voxdino.models.backbones.build import build_backbone
 from voxdino.models.compose import build_segmenter
 from voxdino.models.precision import channels_last
 from voxdino.models.segmenter import ModelConfig, Segmenter
-from voxdino.models.weights import WeightsCard, read_tensors
+from voxdino.models.weights import read_tensors
+from voxdino.models.weights_card import WeightsCard
 from voxdino.preparation.plan import Plan
 
 MODEL_FILES = ("model.json", "model.safetensors", "plan.json")

@@ -7,7 +7,7 @@ from typing import Any
 
 import voxdino
 from voxdino.models.backbones.vit import ViTConfig
-from voxdino.models.weights import PretrainingFacts, WeightsCard
+from voxdino.models.weights_card import PretrainingFacts, WeightsCard
 
 LIBRARIES = {"huggingface": "transformers", "timm": "timm"}
 _HUB_LICENCES = {"Apache-2.0": "apache-2.0"}  # what the hub calls them; all else is "other" there

@@ -1,11 +1,9 @@
 """Backbones from their sources: loaded completely or refused, imported into a folder with a card beside each."""
 
-import base64
 import json
 import re
 import shutil
-from bisect import bisect_left
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from os import PathLike, environ, fspath
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +13,7 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from voxdino.core.errors import ConfigError, UsageError, WeightsError
-from voxdino.core.records import Record, nearest
+from voxdino.core.records import nearest
 from voxdino.core.safe_files import (
     digest_bytes,
     digest_file,
@@ -31,80 +29,24 @@ from voxdino.models.backbones.no_backbone import NoBackbone, NoBackboneConfig
 from voxdino.models.backbones.pixels import PixelConfig, Pixels
 from voxdino.models.backbones.timm_bridge import TimmConfig
 from voxdino.models.backbones.vit import ViT, ViTConfig
-from voxdino.models.foreign import ImportedModel, backbone_of_model, convert_model, recognise
+from voxdino.models.foreign import backbone_of_model, convert_model, recognise
 from voxdino.models.layouts import BackboneState, convert, convert_timm
 from voxdino.models.registry import BACKBONES, look_up
 from voxdino.models.slim import slimmed
 from voxdino.models.tensor_files import read_tensors as read_tensors
+from voxdino.models.weights_card import WeightsCard
 
 LICENCES = {"dinov3": "DINOv3 License", "dinov3_convnext": "DINOv3 License", "dinov2": "Apache-2.0"}
 _LICENCE_PAGES = {
     "DINOv3 License": "https://ai.meta.com/resources/models-and-libraries/dinov3-license/",
     "Apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
 }
+BUILT_IN = "voxdino_tiny"  # weights inside the package
+BUILT_IN_FILE = Path(__file__).with_name("built_in") / f"{BUILT_IN}.safetensors"
 _RANDOM, _SLIM, _TIMM, _PIXELS, _NONE = "random:", "slim:", "timm:", "pixels:", "none"
 _CARD_KEY = "voxdino"  # in the metadata of our safetensors files
 _GENERIC_STEMS = {"model", "pytorch_model", "teacher_checkpoint", "checkpoint", "weights"}
 _AGAIN = "download or copy it again."
-
-
-class PretrainingFacts(Record):
-    """Where weights of our own pretraining come from.
-
-    start:    the weights it started from, by name; teachers: those it learned to see as.
-    sources:  images by source: {"name": {"cases": 200, "slices": 7100}}; those of start and teachers too.
-    seen:     of every file that was in the pool, or in one of theirs, the first 6 bytes of its SHA-256, sorted and
-              joined, in base64: enough to tell a test case that was trained on, and nothing about it else.
-    """
-
-    recipe: str
-    start: str
-    teachers: tuple[str, ...] = ()
-    num_steps: int
-    pool_digest: str
-    sources: dict[str, dict[str, int]]
-    seen: str
-
-    def holds(self, digest: str) -> bool:
-        """Whether the file with this SHA-256 (hexadecimal) was in the pool."""
-        joined, wanted = base64.b64decode(self.seen), bytes.fromhex(digest[:12])
-        place = bisect_left(range(len(joined) // 6), wanted, key=lambda row: joined[6 * row : 6 * row + 6])
-        return joined[6 * place : 6 * place + 6] == wanted
-
-
-def pack_seen(digests: Iterable[str], earlier: Iterable[str] = ()) -> str:
-    """`PretrainingFacts.seen` of SHA-256 digests, and of what earlier pretrainings have seen."""
-    rows = {bytes.fromhex(digest[:12]) for digest in digests}
-    for packed in earlier:
-        joined = base64.b64decode(packed)
-        rows |= {joined[place : place + 6] for place in range(0, len(joined), 6)}
-    return base64.b64encode(b"".join(sorted(rows))).decode()
-
-
-class WeightsCard(Record):
-    """What is known of a backbone's weights; `<name>.json` beside `<name>.safetensors`, and part of every model.
-
-    licence:       inherited by everything trained from the weights.
-    source:        the file's name or the repository it came from; never a path of somebody's machine.
-    file_digest:   SHA-256 of the file the weights are in now; source_digest: of the file they came from.
-    licence_shown: the licence was printed once already.
-    model:         where the file holds a whole model of other authors: what it is. The rest is about its backbone.
-    pretraining:   of weights that voxdino itself pretrained.
-    """
-
-    name: str
-    layout: str
-    licence: str
-    source: str
-    file_digest: str
-    source_digest: str
-    config: BackboneConfig
-    num_parameters: int
-    notes: tuple[str, ...] = ()
-    model: ImportedModel | None = None
-    pretraining: PretrainingFacts | None = None
-    licence_shown: bool = False
-    format_version: int = 1
 
 
 class WeightsFile(NamedTuple):
@@ -134,9 +76,9 @@ def load_backbone(
     """A backbone in eval mode and its card.
 
     source:   a .safetensors or .pth file, a folder with config.json and model.safetensors, the name of imported
-              weights, or "random:<backbone>" for an untrained one (always the same); "timm:<model>@<file>" for weights
-              of the timm library, "timm:<model>" for such that were imported, "random:timm:<model>"; "pixels:<patch>"
-              for the raw pixels, without any weights; "none";
+              or built-in weights, or "random:<backbone>" for an untrained one (always the same); "timm:<model>@<file>"
+              for weights of the timm library, "timm:<model>" for such that were imported, "random:timm:<model>";
+              "pixels:<patch>" for the raw pixels, without any weights; "none";
               "slim:<backbone>@<source>" for a narrow ViT out of a wide one, to be distilled.
     settings: fields of the configuration that the file cannot say, e.g. {"num_heads": "12"}.
     Errors: WeightsError (incomplete, damaged, unknown), SafetyError (code in a file), ResourceError (no timm).
@@ -167,11 +109,22 @@ def read_weights(
     folder = weights_folder or default_weights_folder()
     is_timm = text.startswith(_TIMM) and "@" not in text
     name = text.removeprefix(_TIMM) if is_timm else text
-    is_imported = _is_name(name) and _card_path(folder, name).is_file()
-    path = folder / f"{name}.safetensors" if is_imported else Path(text)
-    if not is_imported and (is_timm or _is_name(name)) and not path.exists():
+    named = _file_of(name, folder) if _is_name(name) else None
+    path = named or Path(text)
+    if named is None and (is_timm or _is_name(name)) and not path.exists():
         raise _unknown_name(text, folder)
     return _read_file(path, settings)
+
+
+def is_here(name: str, weights_folder: Path | None = None) -> bool:
+    """Whether imported or built-in weights have this name."""
+    return _file_of(name, weights_folder or default_weights_folder()) is not None
+
+
+def _file_of(name: str, folder: Path) -> Path | None:
+    if _card_path(folder, name).is_file():
+        return folder / f"{name}.safetensors"
+    return BUILT_IN_FILE if name == BUILT_IN else None
 
 
 def inspect_weights(path: str | PathLike[str], *, settings: Mapping[str, str] | None = None) -> WeightsCard:

@@ -10,7 +10,7 @@ import torch
 import voxdino
 from voxdino.core.records import Record
 from voxdino.models.backbones.vit import ViT
-from voxdino.models.weights import PretrainingFacts, WeightsCard, pack_seen
+from voxdino.models.weights_card import PretrainingFacts, WeightsCard, pack_seen
 from voxdino.pretraining.config import AnyStage, PretrainConfig
 from voxdino.pretraining.pool import Pool
 from voxdino.training.checkpoint import flatten

@@ -16,7 +16,8 @@ from voxdino.core.safe_files import lock_folder, sweep_temporary
 from voxdino.data.loader import ReadAhead
 from voxdino.models.backbones.base import Backbone
 from voxdino.models.backbones.vit import ViT
-from voxdino.models.weights import PretrainingFacts, WeightsCard, load_backbone, write_backbone
+from voxdino.models.weights import load_backbone, write_backbone
+from voxdino.models.weights_card import PretrainingFacts, WeightsCard
 from voxdino.pretraining.alarms import Alarms
 from voxdino.pretraining.checks import gram_teacher_of, named_weights, require_fit, require_vit
 from voxdino.pretraining.config import AnyStage, DistillationStage, PretrainConfig
