@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxdino.core.geometry import Grid
-from voxdino.core.io.dicom.headers import reading_dicom
+from voxdino.core.io.dicom.headers import silently
 from voxdino.core.io.dicom.labels import read_labels
 from voxdino.core.io.dicom.places import is_scan
 from voxdino.core.io.dicom.read import read, read_grid
@@ -42,13 +42,13 @@ class SourceSeries:
 
 def list_series(path: Path) -> tuple[Series, ...]:
     """The series of images in a folder, an archive or a file, by number. Errors: ImageError, SafetyError."""
-    with reading_dicom(path):
+    with silently():
         return group_series(look_into(path))
 
 
 def source_series(path: Path, series: str | None = None) -> SourceSeries:
     """Which files an image comes from, slice by slice. Errors: as `read`."""
-    with reading_dicom(path):
+    with silently():
         stack = choose_series(look_into(path), series)
     planes = stack.planes
     positions = [np.zeros(3) if plane.position is None else plane.position for plane in planes]

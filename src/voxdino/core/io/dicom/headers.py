@@ -97,17 +97,23 @@ class Annotation:
 
 
 @contextmanager
-def reading_dicom(path: Path) -> Iterator[None]:
-    """Whatever a hostile or damaged file raises inside becomes an ImageError that quotes nothing of it."""
+def silently() -> Iterator[None]:
+    """No warnings: those of the libraries quote values, which may be the patient's."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            yield
-        except (VoxdinoError, OSError, MemoryError):
-            raise
-        except Exception as error:
-            fact = f"cannot be read as DICOM ({type(error).__name__})."
-            raise ImageError(fact, where=path, fix=_AGAIN) from error
+        yield
+
+
+@contextmanager
+def parsing(path: Path) -> Iterator[None]:
+    """Whatever a hostile or damaged file makes pydicom raise becomes an ImageError that quotes nothing of it."""
+    try:
+        yield
+    except (VoxdinoError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        fact = f"cannot be read as DICOM ({type(error).__name__})."
+        raise ImageError(fact, where=path, fix=_AGAIN) from error
 
 
 def open_file(place: Place) -> BoundedFile:
@@ -116,13 +122,16 @@ def open_file(place: Place) -> BoundedFile:
     Errors: SafetyError where it inflates beyond measure.
     """
     file = place.open()
-    head = file.read(MAGIC_AT + 4)
-    if head[MAGIC_AT:] == MAGIC:
-        meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)  # type: ignore[arg-type]
-        if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
-            with file:
-                return _inflated(file, meta, place.where)
-    file.seek(0)
+    try:
+        if file.read(MAGIC_AT + 4)[MAGIC_AT:] == MAGIC:
+            meta = read_dataset(file, False, True, stop_when=lambda tag, *_: tag >> 16 != 2)  # type: ignore[arg-type]
+            if meta.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
+                with file:
+                    return _inflated(file, meta, place.where)
+        file.seek(0)
+    except BaseException:
+        file.close()
+        raise
     return file
 
 
@@ -149,7 +158,7 @@ def read_header(place: Place) -> Instance | Annotation | None:
 
     Errors: ImageError for files that are damaged or contradict themselves; SafetyError.
     """
-    with reading_dicom(place.where):
+    with parsing(place.where):
         with open_file(place) as file:
             header = dcmread(file, stop_before_pixels=True, force=True)  # type: ignore[arg-type]
             offset = file.tell()

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +19,18 @@ from pydicom.pixels import apply_color_lut, get_decoder, pixel_array
 from pydicom.uid import UID
 
 from voxdino.core.errors import ImageError, ResourceError
-from voxdino.core.io.dicom.headers import Instance, open_file
+from voxdino.core.io.dicom.headers import Instance, open_file, parsing
 
 _MOST_THREADS = 8
-_FILES_PER_CHILD = 16  # below which starting another decoder costs more than it brings
+_FILES_PER_THREAD = 16  # below which another thread, and its decoder, costs more than it brings
 _PIXEL_TAGS = ((0x7FE0, 0x0010), (0x7FE0, 0x0008), (0x7FE0, 0x0009))
 _SLACK_BYTES = 512 << 20  # libraries that a decoder loads
 _COPIES = 6  # of frame and file that decoders hold
 _PATIENCE_S = 120.0
 _AGAIN = "copy or export it again."
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -46,17 +49,28 @@ def read_frames(wanted: Sequence[Frames], take: Callable[[int, Instance, NDArray
     """
     for syntax in {frames.instance.syntax for frames in wanted}:
         _require_decoder(syntax, next(frames.instance for frames in wanted if frames.instance.syntax == syntax))
-    per_thread = _FILES_PER_CHILD if any(UID(f.instance.syntax).is_encapsulated for f in wanted) else 1
-    num_threads = min(_MOST_THREADS, -(-len(wanted) // per_thread), available_cpus())
-    with _decoders(num_threads) as decoders, ThreadPoolExecutor(num_threads) as pool:
+    with _decoders(num_threads(len(wanted))) as decoders:
 
         def read(frames: Frames) -> None:
             for target, values in zip(frames.targets, _stored(frames, decoders), strict=True):
                 _require_shape(values, frames.instance)
                 take(target, frames.instance, values)
 
-        for _ in pool.map(read, wanted):
-            pass
+        map_files(read, wanted)
+
+
+def map_files(function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
+    """`function` of every item, in threads where there are many: most of the time goes to the disk, or to children."""
+    count = num_threads(len(items))
+    if count == 1:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(count) as pool:
+        return list(pool.map(function, items))
+
+
+def num_threads(num_files: int) -> int:
+    """As many as there are processors, but none for a few files."""
+    return max(1, min(_MOST_THREADS, num_files // _FILES_PER_THREAD, available_cpus()))
 
 
 def available_cpus() -> int:
@@ -67,7 +81,9 @@ def available_cpus() -> int:
 def missing_packages(syntax: str) -> list[str] | None:
     """What to install to decode a transfer syntax: [] where nothing is missing, None where nothing can be done."""
     uid = UID(syntax)
-    if not uid.is_transfer_syntax or not uid.is_encapsulated:
+    if not uid.is_transfer_syntax:
+        return None
+    if not uid.is_encapsulated:
         return []
     try:
         decoder = get_decoder(uid)
@@ -78,9 +94,9 @@ def missing_packages(syntax: str) -> list[str] | None:
 
 def _require_decoder(syntax: str, instance: Instance) -> None:
     missing = missing_packages(syntax)
-    name = UID(syntax).name
+    name = UID(syntax).name if UID(syntax).is_transfer_syntax else "an unknown transfer syntax"
     if missing is None:
-        fact = f"its images are compressed as {name}, which we do not read."
+        fact = f"its images are stored as {name}, which we do not read."
         raise ImageError(fact, where=instance.place.where, fix="export it uncompressed, or as JPEG 2000 or JPEG-LS.")
     if missing:
         fact = f"its images are compressed as {name}, and no decoder for it is installed."
@@ -157,7 +173,7 @@ def _payload(head: bytes, instance: Instance) -> tuple[int, int]:
 
 def _plain_colour(frames: Frames) -> Iterator[NDArray[Any]]:
     """Uncompressed colour (rows, columns, 3) as RGB, palettes looked up."""
-    with open_file(frames.instance.place) as file:
+    with parsing(frames.instance.place.where), open_file(frames.instance.place) as file:
         dataset = dcmread(file, force=True)  # type: ignore[arg-type]
         if "TransferSyntaxUID" not in dataset.file_meta:
             dataset.file_meta.TransferSyntaxUID = UID(frames.instance.syntax)

@@ -32,7 +32,7 @@ class BoundedFile:
     Errors: SafetyError where an element claims a size far beyond the file's.
     """
 
-    def __init__(self, file: BinaryIO, size: int, where: Path) -> None:
+    def __init__(self, file: BinaryIO | io.BytesIO, size: int, where: Path) -> None:
         self._file, self._size, self._where = file, size, where
 
     def read(self, size: int = -1) -> bytes:
@@ -97,13 +97,13 @@ class Place:
             return file.read(MAGIC_AT + 4)
 
 
-def find_places(path: Path) -> list[Place]:
-    """All files below a folder, all members of a zip archive, or the file itself; hidden ones are left out.
+def find_places(path: Path, *, is_deep: bool = True) -> list[Place]:
+    """All files below a folder (or directly in it, unless `is_deep`), all members of a zip archive, or the file itself; hidden ones are left out.
 
     Links to folders are not followed. Errors: SafetyError for archives and DICOMDIRs that lead outside.
     """
     if path.is_dir():
-        return [Place(file) for file in _files_below(path)]
+        return [Place(file) for file in _files_below(path, is_deep=is_deep)]
     require_file(path, kind=ImageError)
     if is_zip(path):
         return [Place(path, member) for member in _members(path)]
@@ -137,7 +137,7 @@ def is_dicom(head: bytes) -> bool:
 def is_scan(path: Path) -> bool:
     """Whether a folder, an archive or a file holds DICOM: by the first bytes of some of its files."""
     if path.is_file() and not (path.stat().st_size and is_zip(path)):
-        return _begins_as_dicom(path)
+        return _begins_as_dicom(path) or path.name.upper() == DICOMDIR  # which reading will refuse
     if path.is_dir():
         names = sorted(entry.path for entry in os.scandir(path) if entry.is_file() and not entry.name.startswith("."))
         step = max(1, len(names) // _FIRST_LOOKED_AT)
@@ -158,9 +158,9 @@ def _begins_as_dicom(path: Path) -> bool:
         return False
 
 
-def _files_below(root: Path) -> Iterator[Path]:
+def _files_below(root: Path, *, is_deep: bool) -> Iterator[Path]:
     for folder, folders, files in os.walk(root):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if is_deep and not name.startswith("."))
         for name in sorted(files):
             path = Path(folder) / name
             if not name.startswith(".") and path.is_file():

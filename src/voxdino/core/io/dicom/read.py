@@ -10,7 +10,7 @@ from pydicom.filereader import dcmread
 from pydicom.pixels import apply_modality_lut
 
 from voxdino.core.geometry import Grid, format_shape
-from voxdino.core.io.dicom.headers import Instance, open_file, reading_dicom
+from voxdino.core.io.dicom.headers import Instance, open_file, silently
 from voxdino.core.io.dicom.pixels import read_frames
 from voxdino.core.io.dicom.series import choose_series, look_into
 from voxdino.core.io.dicom.shear import straighten
@@ -27,13 +27,13 @@ def read(path: Path, *, max_bytes: int | None = None, series: str | None = None)
     a scale. series: see `choose_series`.
     Errors: ImageError, GeometryError; SafetyError; ResourceError where a decoder is not installed.
     """
-    with reading_dicom(path):
+    with silently():
         return read_stack(choose_series(look_into(path), series), max_bytes)
 
 
 def read_grid(path: Path, *, series: str | None = None) -> tuple[Grid, int]:
     """Grid and number of channels, from the headers alone."""
-    with reading_dicom(path):
+    with silently():
         stack = choose_series(look_into(path), series)
     return stack.grid, num_channels(stack.instances[0])
 

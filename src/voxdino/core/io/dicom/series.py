@@ -1,19 +1,18 @@
 """Which series a folder, an archive or a file holds, and which one is meant."""
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from voxdino.core.errors import ImageError, SafetyError, VoxdinoError
 from voxdino.core.geometry import Unit, format_shape, format_spacing
-from voxdino.core.io.dicom.headers import Annotation, Instance, read_header, reading_dicom
+from voxdino.core.io.dicom.headers import Annotation, Instance, parsing, read_header
+from voxdino.core.io.dicom.pixels import map_files
 from voxdino.core.io.dicom.places import DICOMDIR, MAGIC, MAGIC_AT, Place, find_places, is_dicom, open_index
 from voxdino.core.io.dicom.stack import Stack, stack_frames
 
 _MOST_LISTED = 20
-_THREADS = 4  # for headers: mostly waiting for the disk
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,17 +62,16 @@ class Contents:
         return tuple(notes)
 
 
-def look_into(path: Path) -> Contents:
-    """Read the headers of all files. Errors: ImageError for a damaged DICOM file; SafetyError."""
-    places = find_places(path)
+def look_into(path: Path, *, is_deep: bool = True) -> Contents:
+    """Read the headers of all files; is_deep: also of those in folders below. Errors: ImageError for a damaged DICOM file; SafetyError."""
+    places = find_places(path, is_deep=is_deep)
     index = [place for place in places if place.where.name.upper() == DICOMDIR]
     for place in index:
         _require_harmless(place)
     candidates = [place for place in places if place not in index and _is_candidate(place)]
     if not candidates and len(places) == 1:
         raise ImageError("is no DICOM file.", where=path, fix="give it the suffix of what it is.")
-    with reading_dicom(path), ThreadPoolExecutor(_THREADS) as pool:
-        found = [header for header in pool.map(read_header, candidates) if header is not None]
+    found = [header for header in map_files(read_header, candidates) if header is not None]
     images = tuple(header for header in found if isinstance(header, Instance))
     annotations = tuple(header for header in found if isinstance(header, Annotation))
     return Contents(path, images, annotations, len(places) - len(found) - len(index), bool(index))
@@ -86,7 +84,7 @@ def _is_candidate(place: Place) -> bool:
 
 def _require_harmless(place: Place) -> None:
     """SafetyError for a DICOMDIR that names files outside of its folder, although it is not followed."""
-    with reading_dicom(place.where):
+    with parsing(place.where):
         for names in open_index(place):
             if any(part in ("..", ".") or "/" in part or "\\" in part or ":" in part for part in names):
                 fact = "is a DICOMDIR that leads outside of its folder."

@@ -42,7 +42,7 @@ class Scale:
         if is_whole and not any(file.has_table or file.is_float for file in stack.instances):
             kind = "i" if low < 0 else "u"
             size = max(file.bits_allocated for file in stack.instances) // 8 or 1
-            return cls(np.dtype(f"{kind}{size}"), ones, zeros, int(intercepts[0]), (low, high))
+            return cls(np.dtype(f"{kind}{size}"), ones, zeros, int(intercepts[0]), (float(low), float(high)))
         if first.has_table or first.is_float:
             return cls(np.dtype(np.float64 if first.bits_allocated == 64 else np.float32), slopes, intercepts, 0, None)
         both = [a * end + b for a, b in zip(slopes, intercepts, strict=True) for end in (low, high)]
