@@ -12,6 +12,7 @@ from voxdino.cli.options import (
     LesionsOption,
     LossyOption,
     MapOption,
+    SegmentOption,
     StrictOption,
     TrustOption,
     WorkersOption,
@@ -75,6 +76,7 @@ def evaluate(
     lossy_labels: LossyOption = None,
     geometry_tol: GeometryOption = None,
     trust_array_order: TrustOption = False,
+    segment: SegmentOption = None,
     strict: StrictOption = False,
     workers: WorkersOption = None,
     json: JsonOption = False,
@@ -101,6 +103,7 @@ def evaluate(
         lossy_labels=lossy_labels,
         geometry_tol=geometry_tol,
         trust_array_order=trust_array_order,
+        segments=segment,
     )
     wanted = tuple(name.strip() for name in metrics.split(",")) if metrics else USUAL_METRICS
     wanted += LESION_METRICS if lesions or lesion_overlap else ()

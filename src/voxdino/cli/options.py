@@ -72,6 +72,19 @@ TrustOption = Annotated[
 ExternalOption = Annotated[
     bool, typer.Option("--allow-external", rich_help_panel=ODD, help="Read files outside the data set's folder.")
 ]
+SeriesOption = Annotated[
+    str | None,
+    typer.Option("--series", rich_help_panel=ODD, metavar="NUMBER", help="DICOM: the series to read, of several."),
+]
+SegmentOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--segment",
+        rich_help_panel=ODD,
+        metavar="NAME=ID",
+        help="DICOM SEG, RTSTRUCT: read this segment as label ID, no others; the later wins. Repeatable.",
+    ),
+]
 LesionsOption = Annotated[
     bool, typer.Option("--lesions", help="Lesion-wise scores too: recall, precision, F1, recall by size.")
 ]

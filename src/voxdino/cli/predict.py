@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from voxdino.cli.options import Device, DeviceOption, DryRunOption, JsonOption, NanOption, NanPolicy, StrictOption
+from voxdino.cli.options import (
+    Device,
+    DeviceOption,
+    DryRunOption,
+    JsonOption,
+    NanOption,
+    NanPolicy,
+    SeriesOption,
+    StrictOption,
+)
 from voxdino.cli.output import counting, end, say
 
 if TYPE_CHECKING:
@@ -54,6 +63,7 @@ def predict(
     ] = None,
     amp: Annotated[Amp, typer.Option("--amp", help="bfloat16 arithmetic; auto: where the hardware has it.")] = Amp.auto,
     nan_policy: NanOption = NanPolicy.refuse,
+    series: SeriesOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the predictions of another model.")] = False,
     strict: StrictOption = False,
     device: DeviceOption = Device.auto,
@@ -74,7 +84,7 @@ def predict(
             raise UsageError("classifiers do not vote", where="--run", fix="give one run, and average the tables.")
         classify(inputs, run[0], out, strict=strict, device=device, dry_run=dry_run, json=json)
         return
-    cases = find_cases(inputs, num_channels=num_source_channels(load_plan(run[0])))
+    cases = find_cases(inputs, num_channels=num_source_channels(load_plan(run[0])), series=series)
     if dry_run:
         if not json:
             print_inputs(cases)

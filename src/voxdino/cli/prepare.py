@@ -13,6 +13,8 @@ from voxdino.cli.options import (
     NanOption,
     NanPolicy,
     SeedOption,
+    SegmentOption,
+    SeriesOption,
     SetOption,
     StrictOption,
     TrustOption,
@@ -32,6 +34,8 @@ def prepare(
     geometry_tol: GeometryOption = None,
     trust_array_order: TrustOption = False,
     allow_external: ExternalOption = False,
+    series: SeriesOption = None,
+    segment: SegmentOption = None,
     set_: SetOption = None,
     seed: SeedOption = None,
     workers: WorkersOption = None,
@@ -51,6 +55,8 @@ def prepare(
         geometry_tol=geometry_tol,
         trust_array_order=trust_array_order,
         allow_external=allow_external,
+        series=series,
+        segments=segment,
     )
     planned = plan_dataset(
         dataset,

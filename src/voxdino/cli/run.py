@@ -24,6 +24,8 @@ from voxdino.cli.options import (
     NanPolicy,
     RecipeOption,
     SeedOption,
+    SegmentOption,
+    SeriesOption,
     SetOption,
     StrictOption,
     TimeBudgetOption,
@@ -51,6 +53,8 @@ def run(
     geometry_tol: GeometryOption = None,
     trust_array_order: TrustOption = False,
     allow_external: ExternalOption = False,
+    series: SeriesOption = None,
+    segment: SegmentOption = None,
     seed: SeedOption = None,
     workers: WorkersOption = None,
     strict: StrictOption = False,
@@ -83,6 +87,8 @@ def run(
         geometry_tol=geometry_tol,
         trust_array_order=trust_array_order,
         allow_external=allow_external,
+        series=series,
+        segments=segment,
     )
     planned = plan_dataset(
         dataset,

@@ -94,6 +94,17 @@ def parse_label_map(items: Iterable[str] | None) -> tuple[tuple[int, int], ...]:
     return tuple(pairs.items())
 
 
+def parse_segments(items: Iterable[str] | None) -> tuple[tuple[str, int], ...]:
+    """The `--segment NAME=ID` items as (name or number, label) pairs. Errors: UsageError."""
+    pairs: dict[str, int] = {}
+    for item in items or ():
+        name, equals, label = item.rpartition("=")
+        if not equals or not name.strip() or not re.fullmatch(r"\s*\d+\s*", label):
+            raise UsageError(f"{item!r} is not NAME=ID.", where="--segment", fix="write --segment liver=1.")
+        pairs[name.strip()] = int(label)
+    return tuple(pairs.items())
+
+
 def read_options(
     *,
     label_map: Iterable[str] | None = None,
@@ -102,6 +113,8 @@ def read_options(
     geometry_tol: float | None = None,
     trust_array_order: bool = False,
     allow_external: bool = False,
+    series: str | None = None,
+    segments: Iterable[str] | None = None,
 ) -> ReadOptions:
     """What the user allowed for odd files, as the value that is stored in plan.json."""
     from voxdino.core.io.options import ReadOptions
@@ -113,4 +126,6 @@ def read_options(
         geometry_tolerance=geometry_tol,
         trust_array_order=trust_array_order,
         allow_external=allow_external,
+        series=series,
+        segments=parse_segments(segments),
     )

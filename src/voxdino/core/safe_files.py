@@ -137,6 +137,15 @@ def digest_file(path: str | PathLike[str]) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_path(path: str | PathLike[str]) -> str:
+    """SHA-256 of a file's content; of a folder's, the digest of the names and digests of all files below it."""
+    root = Path(path)
+    if not root.is_dir():
+        return digest_file(root)
+    files = sorted(file for file in root.rglob("*") if file.is_file())
+    return digest_json([[file.relative_to(root).as_posix(), digest_file(file)] for file in files])
+
+
 def digest_json(value: Any) -> str:
     """SHA-256 of the canonical JSON of `value`: key order and layout do not matter."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)

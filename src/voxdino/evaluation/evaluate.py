@@ -101,7 +101,7 @@ def _score_files(
     measures: Measures,
 ) -> ScoredCase:
     prediction = read_label_map(prediction_file, options=prediction_options(options, labels))
-    reference = read_label_map(reference_file, options=options)
+    reference = read_label_map(reference_file, options=options, like=prediction_file)
     same_shape = prediction.grid.shape == reference.grid.shape
     if not (
         same_shape

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from voxdino.core.errors import DatasetError, UsageError
-from voxdino.core.io import image_suffix, is_image
+from voxdino.core.io import DICOM_SUFFIXES, image_suffix, is_image, is_scan
 from voxdino.core.io.options import ReadOptions
 from voxdino.preparation.case import Case
 from voxdino.preparation.dataset import read_dataset
 from voxdino.preparation.plan import Plan
+from voxdino.preparation.scans import cases_of_scan
 
 _CHANNEL = re.compile(r"(.+)_(\d{4})")
 
@@ -20,10 +21,14 @@ def num_source_channels(plan: Plan) -> int:
     return max(channel.source for channel in plan.channels) + 1
 
 
-def find_cases(inputs: Sequence[Path], options: ReadOptions | None = None, *, num_channels: int = 1) -> list[Case]:
+def find_cases(
+    inputs: Sequence[Path], options: ReadOptions | None = None, *, num_channels: int = 1, series: str | None = None
+) -> list[Case]:
     """The cases of image files, of folders of image files, and of data sets (their test cases, or all if none).
 
+    A folder or archive of DICOM files is one case per series; a folder of such folders, the cases of each.
     num_channels: of the images that the model needs (`num_source_channels`), see `group_channels`.
+    series: of DICOM scans, only this one.
     Whatever has an image's name counts, broken links and named pipes too: their cases fail by name later.
     Errors: DatasetError for a path that is not there or holds no image; UsageError for equal case ids.
     """
@@ -34,9 +39,13 @@ def find_cases(inputs: Sequence[Path], options: ReadOptions | None = None, *, nu
             cases += dataset.test_cases or dataset.cases
         elif path.is_dir():
             found = group_channels(_images_in(path), num_channels)
+            if not found or is_scan(path):
+                found += _scans_in(path, series)
             if not found:
                 raise DatasetError("holds no image.", where=path, fix="give a folder of images, or image files.")
             cases += found
+        elif path.is_file() and is_scan(path):
+            cases += cases_of_scan(path, series=series)
         elif os.path.lexists(path):
             cases += group_channels([path], num_channels)
         else:
@@ -44,7 +53,7 @@ def find_cases(inputs: Sequence[Path], options: ReadOptions | None = None, *, nu
     by_id: dict[str, Case] = {}
     for case in cases:
         other = by_id.setdefault(case.id, case)
-        if other.images != case.images:
+        if (other.images, other.series) != (case.images, case.series):
             first, second = other.images[0], case.images[0]
             names = f"{first.name} and {second.name}" if first.name != second.name else f"{first} and {second}"
             fact = f"several inputs are called {case.id}: {names}."
@@ -77,8 +86,19 @@ def group_channels(files: Iterable[Path], num_channels: int = 1) -> list[Case]:
     return sorted(cases.values(), key=lambda case: case.id)
 
 
+def _scans_in(folder: Path, series: str | None) -> list[Case]:
+    """The cases of a DICOM folder, or of the folders and archives in it."""
+    if is_scan(folder):
+        return cases_of_scan(folder.absolute(), series=series)
+    entries = sorted(entry for entry in folder.absolute().iterdir() if not entry.name.startswith("."))
+    inside = [entry for entry in entries if entry.is_dir() or is_scan(entry)]
+    return [case for entry in inside for case in cases_of_scan(entry, series=series)]
+
+
 def _images_in(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if is_image(file) and not file.is_dir())
+    """The image files directly in a folder but DICOM, of which many make one image."""
+    files = (file for file in folder.iterdir() if is_image(file) and not file.is_dir())
+    return sorted(file for file in files if image_suffix(file) not in DICOM_SUFFIXES)
 
 
 def _channels_in(folder: Path) -> dict[tuple[str, str], dict[int, Path]]:

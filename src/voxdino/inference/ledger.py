@@ -11,7 +11,7 @@ from voxdino.core.errors import ImageError, UsageError, VoxdinoError
 from voxdino.core.io import image_suffix, read_label_map, reading
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.records import Record
-from voxdino.core.safe_files import digest_file, require_file, require_inside
+from voxdino.core.safe_files import digest_file, digest_path, require_file, require_inside
 from voxdino.inference.settings import PredictSettings
 from voxdino.preparation.case import Case
 
@@ -141,7 +141,8 @@ def digest_inputs(case: Case) -> dict[str, str]:
     """File name -> SHA-256. Errors: ImageError for a file that is gone, no file, or cannot be read."""
     digests = {}
     for image in case.images:
-        require_file(image, kind=ImageError)
+        if not image.is_dir():
+            require_file(image, kind=ImageError)
         with reading(image):
-            digests[image.name] = digest_file(image)
+            digests[image.name] = digest_path(image)
     return digests

@@ -25,7 +25,7 @@ def needed_bytes(case: Case) -> tuple[int, str]:
     Errors: none; reading the case will say what is wrong with it.
     """
     try:
-        grid, num_channels = read_grid(case.images[0])
+        grid, num_channels = read_grid(case.images[0], series=case.series)
     except VoxdinoError:
         return 0, ""
     num_voxels = int(np.prod(grid.shape, dtype=np.int64))

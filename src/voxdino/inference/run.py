@@ -19,7 +19,7 @@ from voxdino.core.errors import (
     VoxdinoError,
     without_folders,
 )
-from voxdino.core.io import image_suffix, write_label_map
+from voxdino.core.io import DICOM_SUFFIXES, image_suffix, is_scan, read_grid, write_label_map
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.memory import available_memory
 from voxdino.core.records import Record
@@ -93,6 +93,7 @@ def predict_cases(
         raise UsageError("there is no case to predict.", fix="give image files, a folder of them, or a data set.")
     team, settings = team_of(model), settings or PredictSettings()
     options = options or team.plan.read_options
+    cases = [replace(case, series=case.series or options.series) for case in cases]
     fresh = PredictRecord(
         model=team.name,
         model_digest=team.digest,
@@ -188,10 +189,21 @@ def output_file(case: Case, out_folder: Path) -> Path:
 
     Errors: SafetyError for an id that leads out of the folder, or onto an input of the case.
     """
-    path = require_inside(out_folder, case.id + _OUTPUT_SUFFIXES.get(image_suffix(case.images[0]), ".nii.gz"))
+    path = require_inside(out_folder, case.id + _output_suffix(case))
     if any(path == image.resolve() for image in case.files):
         raise SafetyError("the prediction would replace this input.", where=path, fix="choose another output folder.")
     return path
+
+
+def _output_suffix(case: Case) -> str:
+    suffix = image_suffix(case.images[0])
+    if suffix in _OUTPUT_SUFFIXES or (suffix and suffix not in DICOM_SUFFIXES):
+        return _OUTPUT_SUFFIXES.get(suffix, ".nii.gz")
+    try:
+        is_picture = is_scan(case.images[0]) and read_grid(case.images[0], series=case.series)[0].ndim == 2
+    except (VoxdinoError, OSError):
+        return ".nii.gz"  # reading the case will say what is wrong
+    return ".png" if is_picture else ".nii.gz"
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,11 @@ SplitName = Literal["train", "val", "test"]
 class Case:
     """One examination: its image files and its label file.
 
-    images: one file per channel, or one file that holds all channels.
+    images: one file per channel, or one file that holds all channels; a DICOM scan may be a folder.
     group:  cases of one group (patient, site) never stand on both sides of a split; None: the case is its own group.
     split:  side the data set puts the case on, if it says so.
     frames_as_channels: the layout keeps several channels as the frames of one 4-D file (MSD).
+    series: of a DICOM folder, archive or file that holds several (see ReadOptions); None: as the options say.
     """
 
     id: str
@@ -31,6 +32,7 @@ class Case:
     group: str | None = None
     split: SplitName | None = None
     frames_as_channels: bool = False
+    series: str | None = None
 
     @property
     def files(self) -> tuple[Path, ...]:

@@ -40,6 +40,12 @@ _SET_ASIDE = "The case is set aside."
 
 # kind of error, a word of its message -> row of the catalogue of faults
 _CODES: tuple[tuple[type[VoxdinoError], str, str], ...] = (
+    (GeometryError, "gap between", "B1"),
+    (GeometryError, "unequal distances", "B2"),
+    (GeometryError, "orientation varies", "B6"),
+    (GeometryError, "PixelSpacing", "B12"),
+    (ImageError, " series", "B4"),
+    (ImageError, "cannot be decoded", "B9"),
     (GeometryError, "voxels, but", "A28"),
     (GeometryError, "affines", "A29"),
     (GeometryError, "EXIF", "C3"),

@@ -16,7 +16,7 @@ from voxdino.preparation.case import Case, Dataset
 from voxdino.preparation.layouts import LAYOUTS
 from voxdino.preparation.layouts.nnunet import DESCRIPTION
 
-__all__ = ["Case", "Dataset", "read_case", "read_dataset", "require_same_grid"]
+__all__ = ["Case", "Dataset", "is_dataset", "read_case", "read_dataset", "require_same_grid"]
 
 _DEFAULTS = ReadOptions()
 _LONGEST_ID = 200  # bytes: file systems take 255, and suffixes follow
@@ -58,6 +58,13 @@ def read_dataset(root: Path, options: ReadOptions = _DEFAULTS, *, labels: LabelS
     )
 
 
+def is_dataset(root: Path) -> bool:
+    """Whether a folder or a file is laid out as a data set, right or wrong."""
+    table = root if root.suffix.lower() == ".csv" else None
+    folder = root.parent if root.is_file() else root
+    return root.name == DESCRIPTION or any(recognise(folder, table) for recognise, _ in LAYOUTS.values())
+
+
 def _nearest_folder(root: Path) -> str:
     """A hint at a folder of a like name beside the missing part of the path."""
     missing = root
@@ -88,9 +95,11 @@ def read_case(case: Case, options: ReadOptions, labels: LabelSet | None) -> tupl
     The label map keeps the file's ids; where `labels` is given, they are checked to be declared.
     Errors: ImageError, GeometryError, LabelError naming the file.
     """
+    if case.series is not None:
+        options = options.model_copy(update={"series": case.series})
+    settings = {"nan_policy": options.nan_policy, "series": options.series}
     volumes = [
-        _named(path, read_volume, nan_policy=options.nan_policy, frames_as_channels=case.frames_as_channels)
-        for path in case.images
+        _named(path, read_volume, frames_as_channels=case.frames_as_channels, **settings) for path in case.images
     ]
     first = volumes[0]
     for path, volume in zip(case.images[1:], volumes[1:], strict=True):
@@ -102,7 +111,7 @@ def read_case(case: Case, options: ReadOptions, labels: LabelSet | None) -> tupl
         volume = Volume(array, first.grid, notes, first.source)
     if case.label is None:
         return volume, None
-    label = _named(case.label, read_label_map, options=options)
+    label = _named(case.label, read_label_map, options=options, like=case.images[0])
     require_same_grid(label.grid, volume.grid, case.label, case.images[0], options)
     _require_turned_alike(case, volume, label)
     if labels is not None:

@@ -200,11 +200,12 @@ def _suitable_workers(sizes: Sequence[int], per_cpu: int = 1) -> int:
 
 
 def file_bytes(files: Sequence[Path]) -> int:
-    """Size of some files together; a missing one counts nothing."""
+    """Size of some files together, of folders with all below; a missing one counts nothing."""
     total = 0
     for path in files:
         with suppress(OSError, ValueError):
-            total += path.stat().st_size
+            inside = [file for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path]
+            total += sum(file.stat().st_size for file in inside)
     return total
 
 

@@ -16,7 +16,7 @@ from typing import Literal
 from pydantic import Field
 
 from voxdino.core.errors import ConfigError, DatasetError, InputError, ResourceError
-from voxdino.core.io import image_suffix, is_image, read_grid
+from voxdino.core.io import DICOM_SUFFIXES, image_suffix, is_image, is_scan, read_grid
 from voxdino.core.io.options import NanPolicy, ReadOptions
 from voxdino.core.io.pictures import SUFFIXES as PICTURE_SUFFIXES
 from voxdino.core.records import Record, nearest
@@ -27,6 +27,7 @@ from voxdino.preparation.fingerprint import CaseFacts, Fingerprint, medians_by_a
 from voxdino.preparation.intensity import names_ct
 from voxdino.preparation.layouts import LAYOUTS
 from voxdino.preparation.orientation import SliceAxis
+from voxdino.preparation.scans import cases_of_scan
 from voxdino.preparation.workers import run_over_cases
 
 Modality = Literal["auto", "ct", "other"]
@@ -153,8 +154,13 @@ def _walk_tree(source: PoolSource, root: Path, skip: Path) -> FoundImages:
     images: list[Path] = []
     labels: list[Path] = []
     others: Counter[str] = Counter()
+    scans: dict[Path, None] = {}  # folders with DICOM files, the highest ones
     for path, is_label in _files_below(root, skip.resolve()):
-        if not is_image(path):
+        is_image_file = is_image(path) and image_suffix(path) not in DICOM_SUFFIXES
+        if not is_image_file and path.suffix.lower() != ".zip" and is_scan(path):
+            if not any(parent in scans for parent in path.parents):
+                scans[path.parent] = None
+        elif not is_image_file:
             others[path.suffix.lower() or "no suffix"] += 1
         elif is_label or _LABEL_FILE.search(path.name[: len(path.name) - len(image_suffix(path))]):
             labels.append(path)
@@ -168,8 +174,10 @@ def _walk_tree(source: PoolSource, root: Path, skip: Path) -> FoundImages:
     if others:
         told = ", ".join(f"{count} x {suffix}" for suffix, count in others.most_common(_MOST_TOLD))
         notes.append(f"files of other kinds were left aside: {told}.")
-    cases = tuple(Case(os.path.relpath(path, root), (path,), None, frames_as_channels=True) for path in images)
-    return FoundImages(source, root, cases, (), tuple(notes))
+    cases = [Case(os.path.relpath(path, root), (path,), None, frames_as_channels=True) for path in images]
+    for folder in scans:
+        cases += cases_of_scan(folder, name=os.path.relpath(folder, root) if folder != root else root.name)
+    return FoundImages(source, root, tuple(cases), (), tuple(notes))
 
 
 def _files_below(root: Path, skip: Path) -> Iterator[tuple[Path, bool]]:
@@ -268,7 +276,7 @@ def is_picture(case: Case) -> bool:
 
 def _read_facts(case: Case) -> CaseFacts:
     """Shape, spacing and orientation of a volume, from its header."""
-    grid, _ = read_grid(case.images[0])
+    grid, _ = read_grid(case.images[0], series=case.series)
     return CaseFacts(
         id=case.id,
         shape=grid.shape,

@@ -20,6 +20,7 @@ from voxdino.core.labels import map_values
 from voxdino.core.volume import LabelMap, Volume
 
 __all__ = [
+    "DICOM_SUFFIXES",
     "READERS",
     "NanPolicy",
     "ReadOptions",
@@ -33,6 +34,8 @@ __all__ = [
     "write_label_map",
     "write_volume",
 ]
+
+DICOM_SUFFIXES = (".dcm", ".dicom")  # DICOM files may have any name, or none; see `is_scan`
 
 _NO_FAULT_OF_THE_FILE = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
 
@@ -130,7 +133,7 @@ READERS: dict[str, Format] = {
     ".png": _PICTURE,
     ".tif": _PICTURE,
     ".tiff": _PICTURE,
-    **dict.fromkeys((".dcm", ".dicom"), _DICOM),
+    **dict.fromkeys(DICOM_SUFFIXES, _DICOM),
     **dict.fromkeys((".jpg", ".jpeg", ".bmp", ".gif"), replace(_PICTURE, write=None)),
 }
 

@@ -130,7 +130,8 @@ def _read_folders(folder: Path, ending: str, num_channels: int) -> tuple[list[Ca
 
 def _find_images(folder: Path, ending: str, num_channels: int) -> tuple[dict[str, tuple[Path, ...]], list[str]]:
     """Case -> its channel files, and the names that do not fit. Errors: DatasetError listing incomplete cases."""
-    pattern = re.compile(rf"(.+)_(\d{{4}}){re.escape(ending)}")
+    in_folders = "?" if ending == ".dcm" else ""  # a DICOM scan is a folder CASE_0000, or one file
+    pattern = re.compile(rf"(.+)_(\d{{4}})(?:{re.escape(ending)}){in_folders}")
     found: dict[str, dict[int, str]] = {}
     strangers = []
     for name in list_folder(folder):

@@ -98,9 +98,10 @@ class Place:
 
 
 def find_places(path: Path, *, is_deep: bool = True) -> list[Place]:
-    """All files below a folder (or directly in it, unless `is_deep`), all members of a zip archive, or the file itself; hidden ones are left out.
+    """All files below a folder (or directly in it, unless `is_deep`), all members of a zip archive, or the file itself.
 
-    Links to folders are not followed. Errors: SafetyError for archives and DICOMDIRs that lead outside.
+    Hidden ones are left out, links to folders are not followed.
+    Errors: SafetyError for archives that lead outside, and for a DICOMDIR.
     """
     if path.is_dir():
         return [Place(file) for file in _files_below(path, is_deep=is_deep)]

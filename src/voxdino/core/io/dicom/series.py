@@ -63,13 +63,16 @@ class Contents:
 
 
 def look_into(path: Path, *, is_deep: bool = True) -> Contents:
-    """Read the headers of all files; is_deep: also of those in folders below. Errors: ImageError for a damaged DICOM file; SafetyError."""
+    """Read the headers of all files; is_deep: also of those in folders below.
+
+    Errors: ImageError for a damaged DICOM file; SafetyError.
+    """
     places = find_places(path, is_deep=is_deep)
     index = [place for place in places if place.where.name.upper() == DICOMDIR]
     for place in index:
         _require_harmless(place)
     candidates = [place for place in places if place not in index and _is_candidate(place)]
-    if not candidates and len(places) == 1:
+    if not candidates and places == [Place(path)]:
         raise ImageError("is no DICOM file.", where=path, fix="give it the suffix of what it is.")
     found = [header for header in map_files(read_header, candidates) if header is not None]
     images = tuple(header for header in found if isinstance(header, Instance))
@@ -92,15 +95,10 @@ def _require_harmless(place: Place) -> None:
 
 
 def group_series(contents: Contents) -> tuple[Series, ...]:
-    """The series of images, by their numbers; localizers are a series of their own.
-
-    Errors: ImageError where there is no image.
-    """
+    """The series of images, by their numbers; localizers are a series of their own."""
     groups: dict[tuple[str, bool], list[Instance]] = {}
     for instance in contents.instances:
         groups.setdefault((instance.series_uid, instance.is_localizer), []).append(instance)
-    if not groups:
-        raise ImageError("holds no DICOM image.", where=contents.path, fix="give the folder of the images.")
     ordered = sorted(groups.items(), key=lambda item: (item[1][0].series_number or 0, item[0]))
     numbers = [members[0].series_number for _, members in ordered]
     if len(set(numbers)) < len(numbers) or None in numbers:
@@ -131,6 +129,8 @@ def choose_series(contents: Contents, wanted: str | None) -> Stack:
     Errors: ImageError listing the series where several are there; GeometryError where they make no volume.
     """
     series = group_series(contents)
+    if not series:
+        raise ImageError("holds no DICOM image.", where=contents.path, fix="give the folder of the images.")
     chosen = [one for one in series if wanted in (None, str(one.number), one.uid)]
     if len(chosen) != 1:
         raise _ask(series, wanted, contents.path)
