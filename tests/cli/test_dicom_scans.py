@@ -1,8 +1,6 @@
 """DICOM through the commands: a data set of scans and segmentations, scans to predict, and no trace of the patient."""
 
-import gzip
 import json
-import zipfile
 from pathlib import Path
 
 import dicom_files as made
@@ -11,7 +9,6 @@ import pytest
 
 from voxdino.cli import main
 from voxdino.core.errors import EXIT_DONE, EXIT_INPUT
-from voxdino.core.io import read_label_map
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.labels import LabelSet
 from voxdino.evaluation.evaluate import evaluate
@@ -21,11 +18,8 @@ from voxdino.preparation.dataset import read_dataset
 from voxdino.preparation.scans import cases_of_scan
 
 SHAPE = (24, 20, 5)
-TINY = ["--recipe", "segdino_v2", "--backbone", "random:tiny", "--device", "cpu", "--workers", "1"]
-PLAN = ["magnification=1.0", "batch_size=2", "num_folds=3"]
-TRAINING = ["adaptation=full", "decoder_width=8", "num_epochs=1", "steps_per_epoch=2", "batch_size=2"]
-SETTINGS = [*(f"plan.{item}" for item in PLAN), *TRAINING]
-SMALL = [*TINY, *(word for item in SETTINGS for word in ("--set", item))]
+PLAN = ("magnification=1.0", "batch_size=2", "num_folds=2")
+SETTINGS = ["--backbone", "random:tiny", "--workers", "1", *(word for one in PLAN for word in ("--set", f"plan.{one}"))]
 
 
 def masks(seed):
@@ -116,32 +110,25 @@ def test_predictions_are_scored_against_segmentations_and_contours(tmp_path):
     (tmp_path / "prediction.dcm").write_bytes(made.encode(made.segmentation(masks(0), sparse=False)))
     labels = LabelSet(names=("background", "liver"), ids=(0, 1))
     pairs = [("a", tmp_path / "prediction.dcm", tmp_path / "reference.dcm")]
-    assert evaluate(pairs, labels, ReadOptions()).rows[0].dice == 1
+    scores = evaluate(pairs, labels, ReadOptions())
+    assert scores.failed == ()
+    assert scores.mean("dice", "liver") == 1
 
 
-def test_no_trace_of_the_patient_is_left_by_the_whole_road(dataset, tmp_path, capfd):
+def test_no_trace_of_the_patient_is_left_by_checking_and_preparing(dataset, tmp_path, capfd):
     """Forty identifiers in every file: in what is written, also packed, and in all that is said."""
     work = tmp_path / "work"
-    assert main(["check", str(dataset)]) == EXIT_DONE
-    assert main(["run", str(dataset), "--workdir", str(work), *SMALL]) == EXIT_DONE
+    assert main(["prepare", str(dataset), "--workdir", str(work), *SETTINGS]) == EXIT_DONE
     scan = made.write(tmp_path / "scan", made.series(image(7)))
-    run = next((work / "runs").iterdir())
-    assert main(["predict", str(scan), "--run", str(run), "--out", str(tmp_path / "out"), "--json"]) == EXIT_DONE
-    label = read_label_map(tmp_path / "out" / "scan.nii.gz", like=scan)
-    assert label.array.shape == SHAPE
+    assert main(["check", str(scan)]) == EXIT_DONE
     (scan / "001.dcm").unlink()
-    assert main(["predict", str(scan), "--run", str(run), "--out", str(tmp_path / "bad")]) == EXIT_INPUT
     assert main(["check", str(scan)]) == EXIT_INPUT
-    made.write(scan, made.series(image(7)[..., :2], series_uid=made.OTHER_SERIES_UID), names="b{}")
-    (dataset / "imagesTr" / "case_0_0000" / "000.dcm").write_bytes((scan / "000.dcm").read_bytes()[:700])
+    first = dataset / "imagesTr" / "case_0_0000" / "000.dcm"
+    first.write_bytes(first.read_bytes()[:700])
     assert main(["check", str(dataset)]) == EXIT_INPUT
     told = capfd.readouterr()
-    written = [path.read_bytes() for root in (work, tmp_path / "out", tmp_path / "bad") for path in files_in(root)]
-    written += [gzip.decompress(data) for data in written if data[:2] == b"\x1f\x8b"]
-    assert len(written) > 20
+    assert "truncated" in told.out
+    written = [path.read_bytes() for path in work.rglob("*") if path.is_file()]
+    assert len(written) > 10
     everything = b"\n".join([*written, told.out.encode(), told.err.encode()])
     assert [seed for seed in made.SEEDS if seed.encode() in everything] == []
-
-
-def files_in(root):
-    return [path for path in root.rglob("*") if path.is_file() and not zipfile.is_zipfile(path)]

@@ -33,7 +33,8 @@ def main() -> None:
 def _decode(data: bytes, frames: list[int], answers: BinaryIO) -> None:
     import numpy as np
     from pydicom.filereader import dcmread
-    from pydicom.pixels import apply_color_lut, iter_pixels
+    from pydicom.pixels.processing import apply_color_lut
+    from pydicom.pixels.utils import iter_pixels
 
     dataset = dcmread(io.BytesIO(data), force=True)
     for frame in iter_pixels(dataset, indices=frames):

@@ -26,7 +26,7 @@ def read_structures(place: Place, like: Grid, chosen: Sequence[tuple[str, int]])
     Errors: GeometryError for contours that do not lie in the image's slices; LabelError for overlaps.
     """
     with open_file(place) as file:
-        header = dcmread(file, force=True)  # type: ignore[arg-type]
+        header = dcmread(file, force=True)
     names = {int(item.ROINumber): str(item.get("ROIName", "")) for item in header.get("StructureSetROISequence") or ()}
     if not names:
         raise ImageError("holds no region.", where=place.where, fix=_AGAIN)
@@ -34,7 +34,7 @@ def read_structures(place: Place, like: Grid, chosen: Sequence[tuple[str, int]])
         raise GeometryError("holds contours in space, its image is a picture.", where=place.where, fix="give a volume.")
     palette = Palette(names, chosen, place.where)
     canvas = palette.canvas(like.shape)
-    inverse = np.linalg.inv(like.affine)
+    inverse = np.linalg.inv(like.affine).astype(np.float64)
     found: dict[int, list[NDArray[np.float64]]] = {}
     num_open = 0
     for item in header.get("ROIContourSequence") or ():

@@ -17,7 +17,7 @@ from pydicom import config
 from pydicom.dataset import Dataset
 from pydicom.filereader import dcmread, read_dataset
 from pydicom.filewriter import write_file_meta_info
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from voxdino.core.errors import ImageError, SafetyError, VoxdinoError
 from voxdino.core.io.dicom.places import MAGIC, MAGIC_AT, BoundedFile, Place
@@ -160,7 +160,7 @@ def read_header(place: Place) -> Instance | Annotation | None:
     """
     with parsing(place.where):
         with open_file(place) as file:
-            header = dcmread(file, stop_before_pixels=True, force=True)  # type: ignore[arg-type]
+            header = dcmread(file, stop_before_pixels=True, force=True)
             offset = file.tell()
         sop_class = str(header.get("SOPClassUID", ""))
         if not sop_class.startswith(_ROOT_UID) and "Rows" not in header:
@@ -170,6 +170,9 @@ def read_header(place: Place) -> Instance | Annotation | None:
             return Annotation(place, False, _series_of_segmentation(header))
         if sop_class == _STRUCTURES:
             return Annotation(place, True, _series_of_structures(header))
+        if "Rows" not in header and UID(sop_class).name.endswith("Image Storage"):
+            fact = "truncated: its header ends before it describes the image."
+            raise ImageError(fact, where=place.where, fix=_AGAIN)
         if "Rows" not in header or header.get("Modality") in _NO_SCANS:
             return None
         return read_instance(place, header, offset)
@@ -297,7 +300,7 @@ def _require_shallow(dataset: Dataset, where: Path, depth: int = 0) -> None:
     if depth > _MOST_NESTED:
         raise ImageError(f"nests sequences more than {_MOST_NESTED} deep.", where=where, fix=_AGAIN)
     for tag in dataset.keys():  # noqa: SIM118 - iterating a data set would convert every value
-        if tag not in _FUNCTIONAL_GROUPS and dataset.get_item(tag).VR in ("SQ", None):  # type: ignore[union-attr]
+        if tag not in _FUNCTIONAL_GROUPS and dataset.get_item(tag).VR in ("SQ", None):
             element = dataset[tag]
             for item in element.value if element.VR == "SQ" else ():
                 _require_shallow(item, where, depth + 1)

@@ -15,7 +15,9 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.filereader import dcmread
-from pydicom.pixels import apply_color_lut, get_decoder, pixel_array
+from pydicom.pixels.decoders.base import get_decoder
+from pydicom.pixels.processing import apply_color_lut
+from pydicom.pixels.utils import pixel_array
 from pydicom.uid import UID
 
 from voxdino.core.errors import ImageError, ResourceError
@@ -174,7 +176,7 @@ def _payload(head: bytes, instance: Instance) -> tuple[int, int]:
 def _plain_colour(frames: Frames) -> Iterator[NDArray[Any]]:
     """Uncompressed colour (rows, columns, 3) as RGB, palettes looked up."""
     with parsing(frames.instance.place.where), open_file(frames.instance.place) as file:
-        dataset = dcmread(file, force=True)  # type: ignore[arg-type]
+        dataset = dcmread(file, force=True)
         if "TransferSyntaxUID" not in dataset.file_meta:
             dataset.file_meta.TransferSyntaxUID = UID(frames.instance.syntax)
         for index in frames.indices:
@@ -230,7 +232,7 @@ class _Child:
     def _answer(self, process: "subprocess.Popen[bytes]", most: int, instance: Instance) -> NDArray[Any]:
         assert process.stdout is not None
         line = process.stdout.readline()
-        answer = json.loads(line) if line.endswith(b"\n") else {"error": "its decoder ended early"}
+        answer: dict[str, Any] = json.loads(line) if line.endswith(b"\n") else {"error": "its decoder ended early"}
         if "error" in answer:
             raise self._failed(instance, answer["error"])
         dtype = np.dtype(answer["dtype"])

@@ -117,7 +117,7 @@ def find_places(path: Path, *, is_deep: bool = True) -> list[Place]:
 def open_index(place: Place) -> list[list[str]]:
     """The names of the files that a DICOMDIR points at, part by part."""
     with place.open() as file:
-        index = dcmread(file, force=True)  # type: ignore[arg-type]
+        index = dcmread(file, force=True)
     named = [item.get("ReferencedFileID") for item in index.get("DirectoryRecordSequence") or ()]
     return [[str(part) for part in ([name] if isinstance(name, str) else name)] for name in named if name]
 

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from pydicom.filereader import dcmread
-from pydicom.pixels import apply_modality_lut
+from pydicom.pixels.processing import apply_modality_lut
 
 from voxdino.core.geometry import Grid, format_shape
 from voxdino.core.io.dicom.headers import Instance, open_file, silently
 from voxdino.core.io.dicom.pixels import read_frames
+from voxdino.core.io.dicom.segments import spanned_grid
 from voxdino.core.io.dicom.series import choose_series, look_into
 from voxdino.core.io.dicom.shear import straighten
 from voxdino.core.io.dicom.stack import Stack
@@ -32,9 +33,12 @@ def read(path: Path, *, max_bytes: int | None = None, series: str | None = None)
 
 
 def read_grid(path: Path, *, series: str | None = None) -> tuple[Grid, int]:
-    """Grid and number of channels, from the headers alone."""
+    """Grid and number of channels, from the headers alone; of a segmentation, the grid that its frames span."""
     with silently():
-        stack = choose_series(look_into(path), series)
+        contents = look_into(path)
+        if not contents.instances and len(contents.annotations) == 1 and not contents.annotations[0].is_contours:
+            return spanned_grid(contents.annotations[0].place), 1
+        stack = choose_series(contents, series)
     return stack.grid, num_channels(stack.instances[0])
 
 
@@ -74,6 +78,6 @@ def _take(scale: Scale, array: NDArray[Any], target: int, instance: Instance, st
     slope, intercept = scale.slopes[target], scale.intercepts[target]
     if instance.has_table:
         with open_file(instance.place) as file:
-            header = dcmread(file, stop_before_pixels=True, force=True)  # type: ignore[arg-type]
+            header = dcmread(file, stop_before_pixels=True, force=True)
         stored, slope, intercept = apply_modality_lut(stored, header), 1.0, 0.0
     array[target] = rescaled(stored, slope, intercept, array.dtype).reshape(array.shape[1:])

@@ -12,7 +12,7 @@ from pydicom.filereader import dcmread
 
 from voxdino.core.errors import GeometryError, ImageError, LabelError
 from voxdino.core.geometry import Grid
-from voxdino.core.io.dicom.headers import Instance, Plane, open_file, read_instance
+from voxdino.core.io.dicom.headers import Instance, Plane, open_file, parsing, read_instance
 from voxdino.core.io.dicom.painting import Palette
 from voxdino.core.io.dicom.pixels import Frames, read_frames
 from voxdino.core.io.dicom.places import Place
@@ -31,11 +31,7 @@ def read_segmentation(place: Place, like: Grid | None, chosen: Sequence[tuple[st
     FRACTIONAL: voxels with half of the maximum or more. LABELMAP: slices without a frame hold the padding value.
     Errors: GeometryError where a frame does not lie in a slice of the grid; LabelError for overlaps.
     """
-    with open_file(place) as file:
-        header = dcmread(file, stop_before_pixels=True, force=True)  # type: ignore[arg-type]
-        instance = read_instance(place, header, file.tell())
-    if any(plane.position is None or plane.orientation is None or plane.spacing is None for plane in instance.planes):
-        raise GeometryError("its frames have no place in space.", where=place.where, fix=_AGAIN)
+    header, instance = _open(place)
     notes: tuple[str, ...] = ()
     if like is None:
         like = _own_grid(instance, place.where)
@@ -74,6 +70,22 @@ def read_segmentation(place: Place, like: Grid | None, chosen: Sequence[tuple[st
 
     read_frames([Frames(instance, tuple(order), tuple(order))], paint)
     return Volume(canvas[None], like, notes, place.path)
+
+
+def spanned_grid(place: Place) -> Grid:
+    """The smallest grid that holds all frames of a SEG file. Errors: GeometryError, ImageError."""
+    with parsing(place.where):
+        return _own_grid(_open(place)[1], place.where)
+
+
+def _open(place: Place) -> tuple[Dataset, Instance]:
+    """Header and frames of a SEG file, each of which has a place in space."""
+    with open_file(place) as file:
+        header = dcmread(file, stop_before_pixels=True, force=True)
+        instance = read_instance(place, header, file.tell())
+    if any(plane.position is None or plane.orientation is None or plane.spacing is None for plane in instance.planes):
+        raise GeometryError("its frames have no place in space.", where=place.where, fix=_AGAIN)
+    return header, instance
 
 
 def _segments_of(header: Dataset, kind: str, instance: Instance) -> list[int]:
@@ -117,7 +129,8 @@ class PlacedPlane:
             box[axis] = slice(start, start + size)
         part = volume[tuple(box)]
         part = part if self.axes[0] < self.axes[1] else part.T
-        return part[:: -1 if self.flips[0] else 1, :: -1 if self.flips[1] else 1]
+        turned: NDArray[Any] = part[:: -1 if self.flips[0] else 1, :: -1 if self.flips[1] else 1]
+        return turned
 
 
 def place_planes(instance: Instance, grid: Grid, where: Path) -> list[PlacedPlane]:
@@ -128,7 +141,7 @@ def place_planes(instance: Instance, grid: Grid, where: Path) -> list[PlacedPlan
     """
     if grid.ndim != 3:
         raise GeometryError("is a segmentation in space, its image a picture.", where=where, fix="give its own image.")
-    inverse = np.linalg.inv(grid.affine)
+    inverse = np.linalg.inv(grid.affine).astype(np.float64)
     found = [_in_voxels(plane, inverse) for plane in instance.planes]
     corner = np.array([instance.columns - 1, instance.rows - 1])
     origins = np.array([origin for origin, _ in found])  # (frames, 3)

@@ -41,4 +41,5 @@ def _moved(plane: NDArray[Any], start: float, size: int, axis: int, fill: Any, n
     if share.max() > _NOTHING:
         high = np.take(plane, np.clip(below + 1, 0, last), axis=axis)
         low = (low + share * (high - low)).astype(plane.dtype)
-    return np.where(inside.reshape(share.shape), low, plane.dtype.type(fill))
+    moved: NDArray[Any] = np.where(inside.reshape(share.shape), low, plane.dtype.type(fill))
+    return moved
