@@ -12,7 +12,9 @@ def fill(polygons, shape):
     crossings, windings = np.zeros(shape, int), np.zeros(shape, int)
     for polygon in polygons:
         for (r0, c0), (r1, c1) in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
-            meets = (min(r0, r1) <= row) & (row < max(r0, r1)) & (column > c0 + (row - r0) * (c1 - c0) / ((r1 - r0) or 1))
+            meets = (
+                (min(r0, r1) <= row) & (row < max(r0, r1)) & (column > c0 + (row - r0) * (c1 - c0) / ((r1 - r0) or 1))
+            )
             crossings += meets
             windings += np.where(meets, np.sign(r1 - r0).astype(int), 0)
     return crossings, windings

@@ -62,6 +62,19 @@ def predict(
         int | None, typer.Option("--tiles-at-once", min=1, help="Per pass of the network; fewer take less memory.")
     ] = None,
     amp: Annotated[Amp, typer.Option("--amp", help="bfloat16 arithmetic; auto: where the hardware has it.")] = Amp.auto,
+    output_format: Annotated[
+        str | None,
+        typer.Option("--format", help="nifti, nrrd, mha, png, dicom-seg, rtstruct; default: the image's own format."),
+    ] = None,
+    keep_patient: Annotated[
+        bool, typer.Option("--keep-patient", help="Copy the patient of DICOM images into DICOM output.")
+    ] = False,
+    probabilities: Annotated[
+        bool, typer.Option("--probabilities", help="Keep the probabilities too, as CASE.probabilities.b2nd.")
+    ] = False,
+    volumes: Annotated[
+        Path | None, typer.Option("--volumes", help="Table of the volumes of all cases: a .csv or .json file.")
+    ] = None,
     nan_policy: NanOption = NanPolicy.refuse,
     series: SeriesOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the predictions of another model.")] = False,
@@ -76,6 +89,7 @@ def predict(
     from voxdino.inference.cases import find_cases, num_source_channels
     from voxdino.inference.classify import is_classifier
     from voxdino.inference.load import load_plan
+    from voxdino.inference.outputs import OutputSettings, require_volumes_file, write_volumes
 
     if is_classifier(run[0]):
         from voxdino.cli.classify import classify
@@ -84,6 +98,9 @@ def predict(
             raise UsageError("classifiers do not vote", where="--run", fix="give one run, and average the tables.")
         classify(inputs, run[0], out, strict=strict, device=device, dry_run=dry_run, json=json)
         return
+    output = OutputSettings(format=output_format, keep_patient=keep_patient, probabilities=probabilities)
+    if volumes is not None:
+        require_volumes_file(volumes)
     cases = find_cases(inputs, num_channels=num_source_channels(load_plan(run[0])), series=series)
     if dry_run:
         if not json:
@@ -91,7 +108,7 @@ def predict(
             print(f"would predict {len(cases)} cases with {', '.join(map(str, run))} into {out}")
         end({"cases": [case.id for case in cases]}, None, as_json=json)
         return
-    from voxdino.inference.run import predict_cases
+    from voxdino.inference.run import RECORD_NAME, PredictRecord, predict_cases
     from voxdino.inference.settings import PredictSettings
     from voxdino.inference.team import load_team
     from voxdino.models.precision import resolve_device
@@ -123,14 +140,19 @@ def predict(
                 out,
                 settings=settings,
                 options=options,
+                output=output,
                 strict=strict,
                 overwrite=overwrite,
                 on_progress=on_progress,
                 on_note=say,
             )
         except PartialError as error:
+            if volumes is not None:
+                write_volumes(volumes, PredictRecord.read(out / RECORD_NAME).list_volumes())
             end(partial_result(out), error, as_json=json)
             return
+    if volumes is not None:
+        write_volumes(volumes, summary.record.list_volumes())
     if not json:
         print_predictions(summary, cases)
     end(summary.to_json(), None, as_json=json)

@@ -12,6 +12,7 @@ from voxdino.core.io import image_suffix, read_label_map, reading
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.records import Record
 from voxdino.core.safe_files import digest_file, digest_path, require_file, require_inside
+from voxdino.inference.outputs import OutputSettings
 from voxdino.inference.settings import PredictSettings
 from voxdino.preparation.case import Case
 
@@ -24,6 +25,7 @@ class CasePrediction(Record):
 
     output:  file name in the folder of predictions.
     volumes: label name -> ml (2-D: mm² or pixels, see unit).
+    beside:  files that belong to it (probabilities), name -> digest.
     """
 
     inputs: dict[str, str]
@@ -31,6 +33,7 @@ class CasePrediction(Record):
     output_digest: str
     volumes: dict[str, float]
     unit: str
+    beside: dict[str, str] = Field(default={})
 
 
 class PredictRecord(Record):
@@ -41,8 +44,13 @@ class PredictRecord(Record):
     licence: str
     settings: PredictSettings
     read_options: ReadOptions
+    output: OutputSettings = OutputSettings()
     cases: dict[str, CasePrediction] = Field(default={})
     failed: dict[str, str] = Field(default={})
+
+    def list_volumes(self) -> list[tuple[str, dict[str, float], str]]:
+        """(case, label -> volume, unit) of every case."""
+        return [(name, case.volumes, case.unit) for name, case in self.cases.items()]
 
 
 class Ledger:
@@ -64,12 +72,15 @@ class Ledger:
         entry = self.cases.get(case.id)
         if entry is None:
             return False
-        output = self.folder / entry.output
         try:
             inputs = digest_inputs(case)
         except ImageError:
             return False  # predicting the case will say what is wrong
-        return inputs == entry.inputs and output.is_file() and digest_file(output) == entry.output_digest
+        files = {entry.output: entry.output_digest, **entry.beside}
+        return inputs == entry.inputs and all(
+            (self.folder / name).is_file() and digest_file(self.folder / name) == digest
+            for name, digest in files.items()
+        )
 
     def forget(self, case: str) -> None:
         """Drop a prediction that no longer belongs to its inputs, with its file; one that was edited is kept aside."""
@@ -85,7 +96,8 @@ class Ledger:
             path.rename(aside)
             if self._on_note:
                 self._on_note(f"{path.name} was edited after it was predicted: kept as {aside.name}")
-        path.unlink(missing_ok=True)
+        for name in (entry.output, *entry.beside):
+            require_inside(self.folder, name).unlink(missing_ok=True)
 
     def write(self, failed: dict[str, str] | None = None) -> PredictRecord:
         update = {"cases": dict(sorted(self.cases.items())), "failed": failed or {}}
@@ -112,7 +124,7 @@ def _is_edited(path: Path, entry: CasePrediction) -> bool:
 
 def differences(earlier: PredictRecord, fresh: PredictRecord) -> list[str]:
     """What keeps the predictions of one record from standing beside those of the other."""
-    decisive = ("model_digest", "settings", "read_options")
+    decisive = ("model_digest", "settings", "read_options", "output")
     return [name for name in decisive if getattr(earlier, name) != getattr(fresh, name)]
 
 
@@ -126,7 +138,11 @@ def earlier_record(
         other = differences(earlier, fresh)
         if overwrite or not other:
             return earlier
-        names = {"model_digest": f"model ({earlier.model})", "read_options": "reading options"}
+        names = {
+            "model_digest": f"model ({earlier.model})",
+            "read_options": "reading options",
+            "output": "format or other files beside it",
+        }
         told = ", ".join(names.get(name, name) for name in other)
         fact = f"holds predictions made with another {told}."
         raise UsageError(fact, where=folder, fix="choose another output folder, or --overwrite.")

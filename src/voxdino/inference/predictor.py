@@ -1,6 +1,7 @@
 """One volume through one model or several: slices in parts, tiles blended, labels on its own grid."""
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from voxdino.inference.export import export_labels, resize_scores
 from voxdino.inference.frame import Frame
 from voxdino.inference.gate import Region, gate_for
 from voxdino.inference.load import LoadedModel
+from voxdino.inference.probabilities import keep_probabilities
 from voxdino.inference.settings import PredictSettings
 from voxdino.inference.tiles import gaussian_weight, slab_starts
 from voxdino.preparation.orientation import CaseGeometry
@@ -35,11 +37,13 @@ def predict_volume(
     *,
     case: str = "case",
     within: Sequence[slice] | None = None,
+    probabilities: Path | None = None,
 ) -> LabelMap:
     """Segment a volume (C, *spatial) in file values: a label map in file ids on the volume's own grid.
 
     models: several vote by the mean of their logits, which is the geometric mean of their probabilities.
     within: only inside this box of the file's array is anything but background; None: everywhere.
+    probabilities: a file to write them to (see `keep_probabilities`); several models': of the mean of their logits.
 
     Memory beside model and input: one label per voxel, and a bounded number of logits, whatever the number of classes.
     Errors: GeometryError and ImageError for a volume that the plan cannot take, CheckpointError for NaN scores,
@@ -55,6 +59,8 @@ def predict_volume(
         voters.append(predict_slabs(model, slices, settings, within=inside, logit_bytes=LOGIT_BYTES // len(together)))
     assert geometry is not None, "a model is needed"
     slabs = voters[0] if len(voters) == 1 else mean_slabs(voters, geometry.native_shape[1:])
+    if probabilities is not None:
+        slabs = keep_probabilities(slabs, probabilities, geometry, together[0].plan.labels)
     labels = export_labels(slabs, geometry, together[0].plan.labels)
     if within is not None:
         outside = np.ones(labels.array.shape, dtype=bool)

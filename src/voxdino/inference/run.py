@@ -19,7 +19,6 @@ from voxdino.core.errors import (
     VoxdinoError,
     without_folders,
 )
-from voxdino.core.io import DICOM_SUFFIXES, image_suffix, is_scan, read_grid, write_label_map
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.memory import available_memory
 from voxdino.core.records import Record
@@ -37,6 +36,7 @@ from voxdino.inference.ledger import (
 )
 from voxdino.inference.load import LoadedModel
 from voxdino.inference.memory import memory_faults, needed_bytes, require_memory_for
+from voxdino.inference.outputs import OutputSettings, require_outputs, write_prediction
 from voxdino.inference.settings import PredictSettings
 from voxdino.inference.team import Team, team_of
 from voxdino.preparation.case import Case
@@ -45,11 +45,6 @@ from voxdino.preparation.dataset import read_case
 from voxdino.preparation.plan import Plan
 
 __all__ = ["RECORD_NAME", "CasePrediction", "PredictRecord", "PredictSummary", "output_file", "predict_cases"]
-
-# pictures become .png, which holds labels without loss; headers with a data file beside them become one file
-_PICTURES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".gif")
-_OUTPUT_SUFFIXES = {".nii": ".nii", ".nrrd": ".nrrd", ".nhdr": ".nrrd", ".mha": ".mha", ".mhd": ".mha"}
-_OUTPUT_SUFFIXES |= dict.fromkeys(_PICTURES, ".png")
 
 
 class PredictSummary(Record):
@@ -69,6 +64,7 @@ def predict_cases(
     *,
     settings: PredictSettings | None = None,
     options: ReadOptions | None = None,
+    output: OutputSettings | None = None,
     strict: bool = False,
     overwrite: bool = False,
     on_progress: Progress | None = None,
@@ -80,6 +76,7 @@ def predict_cases(
     predictions.json holds the digests of its inputs and of its output, and both still agree.
 
     options:   how to read odd files; default: as the plan says.
+    output:    in which format, and what else; default: label maps in the images' own.
     strict:    stop at the first bad case with its own error. Otherwise it is listed, the others go on, and a
                PartialError comes at the end (the case's own error where there is only one case).
     overwrite: replace the predictions of another model or of other settings.
@@ -91,7 +88,7 @@ def predict_cases(
     started = time.monotonic()
     if not cases:
         raise UsageError("there is no case to predict.", fix="give image files, a folder of them, or a data set.")
-    team, settings = team_of(model), settings or PredictSettings()
+    team, settings, output = team_of(model), settings or PredictSettings(), output or OutputSettings()
     options = options or team.plan.read_options
     cases = [replace(case, series=case.series or options.series) for case in cases]
     fresh = PredictRecord(
@@ -100,10 +97,12 @@ def predict_cases(
         licence=team.licence,
         settings=settings,
         read_options=options,
+        output=output,
     )
+    require_outputs(cases, output)
     with lock_folder(out_folder):
         sweep_temporary(out_folder)
-        outputs = {case.id: output_file(case, out_folder) for case in cases}
+        outputs = {case.id: output_file(case, out_folder, output) for case in cases}
         earlier = earlier_record(out_folder, fresh, outputs, overwrite=overwrite)
         ledger = Ledger(out_folder, fresh, earlier.cases if earlier else {}, on_note)
         told = require_memory_for(cases)
@@ -116,7 +115,7 @@ def predict_cases(
         failed: dict[str, str] = {}
         num_kept = 0
         try:
-            ends = _ends(cases, _Work(team, settings, options, ledger), outputs)
+            ends = _ends(cases, _Work(team, fresh, ledger), outputs)
             for position, (case, end) in enumerate(ends, start=1):
                 if isinstance(end, CasePrediction):
                     ledger.cases[case.id] = end
@@ -184,26 +183,15 @@ def _written(writing: "Future[CasePrediction]") -> CasePrediction | VoxdinoError
         return error
 
 
-def output_file(case: Case, out_folder: Path) -> Path:
+def output_file(case: Case, out_folder: Path, output: OutputSettings | None = None) -> Path:
     """Where a case's prediction goes: CASE.nii.gz for CASE_0000.nii.gz, CASE.mha for .mhd, CASE.png for any picture.
 
     Errors: SafetyError for an id that leads out of the folder, or onto an input of the case.
     """
-    path = require_inside(out_folder, case.id + _output_suffix(case))
+    path = require_inside(out_folder, case.id + (output or OutputSettings()).suffix_of(case))
     if any(path == image.resolve() for image in case.files):
         raise SafetyError("the prediction would replace this input.", where=path, fix="choose another output folder.")
     return path
-
-
-def _output_suffix(case: Case) -> str:
-    suffix = image_suffix(case.images[0])
-    if suffix in _OUTPUT_SUFFIXES or (suffix and suffix not in DICOM_SUFFIXES):
-        return _OUTPUT_SUFFIXES.get(suffix, ".nii.gz")
-    try:
-        is_picture = is_scan(case.images[0]) and read_grid(case.images[0], series=case.series)[0].ndim == 2
-    except (VoxdinoError, OSError):
-        return ".nii.gz"  # reading the case will say what is wrong
-    return ".png" if is_picture else ".nii.gz"
 
 
 @dataclass(frozen=True)
@@ -220,8 +208,8 @@ class _Work:
     What a step raises comes out where its result is asked for, always in the order of the cases.
     """
 
-    def __init__(self, team: Team, settings: PredictSettings, options: ReadOptions, ledger: Ledger) -> None:
-        self._team, self._settings, self._options, self._ledger = team, settings, options, ledger
+    def __init__(self, team: Team, how: PredictRecord, ledger: Ledger) -> None:
+        self._team, self._how, self._ledger = team, how, ledger
 
     def fetch(self, case: Case) -> _Fetched:
         if self._ledger.has(case):
@@ -230,7 +218,7 @@ class _Work:
             if len(case.images) > 1:
                 _require_channels(len(case.images), case, self._team.plan)
             digests = digest_inputs(case)
-            volume, _ = read_case(replace(case, label=None), self._options, None)
+            volume, _ = read_case(replace(case, label=None), self._how.read_options, None)
             _require_channels(volume.num_channels, case, self._team.plan)
         return _Fetched(digests, volume)
 
@@ -245,23 +233,35 @@ class _Work:
                 output.unlink(missing_ok=True)
         if fetched.digests is None or fetched.volume is None:
             return None
-        with _named(case), memory_faults(case):
-            return fetched.digests, self._team.segment(fetched.volume, self._settings, case=case.id)
+        beside = self._how.output.probabilities_file(output, case)
+        with _named(case, beside), memory_faults(case):
+            labels = self._team.segment(fetched.volume, self._how.settings, case=case.id, probabilities=beside)
+        return fetched.digests, labels
 
     def write(self, case: Case, digests: dict[str, str], labels: LabelMap, output: Path) -> CasePrediction:
-        with _named(case):
-            write_label_map(output, labels, like=case.images[0])
+        how, classes = self._how, self._team.plan.labels
+        beside = how.output.probabilities_file(output, case)
+        with _named(case, beside):
+            write_prediction(output, labels, case, how.output, classes=classes, model=how.model, digest=how.model_digest)
         volumes, unit = measure_volumes(labels, self._team.plan)
         return CasePrediction(
-            inputs=digests, output=output.name, output_digest=digest_file(output), volumes=volumes, unit=unit
+            inputs=digests,
+            output=output.name,
+            output_digest=digest_file(output),
+            volumes=volumes,
+            unit=unit,
+            beside={} if beside is None else {beside.name: digest_file(beside)},
         )
 
 
 @contextmanager
-def _named(case: Case) -> Iterator[None]:
+def _named(case: Case, beside: Path | None = None) -> Iterator[None]:
+    """Errors say which case; probabilities of a case that fails do not stay."""
     try:
         yield
     except VoxdinoError as error:
+        if beside is not None:
+            beside.unlink(missing_ok=True)
         error.where = error.where or case.id
         raise
 

@@ -66,16 +66,21 @@ class Team:
         everyone = [*self.models, *([] if self.locator is None else [self.locator])]
         return "; ".join(dict.fromkeys(model.card.licence for model in everyone))
 
-    def segment(self, volume: Volume, settings: PredictSettings, *, case: str) -> LabelMap:
+    def segment(
+        self, volume: Volume, settings: PredictSettings, *, case: str, probabilities: Path | None = None
+    ) -> LabelMap:
         """The label map of a volume. Where the locator finds nothing, all of the volume is looked at.
 
+        probabilities: a file for those before cleaning up (see `predict_volume`).
         Errors: as `predict_volume`.
         """
         within = None
         if self.locator is not None:
             found = predict_volume(self.locator, volume, LOCATING, case=case)
             within = box_around(found, self.locator.plan.labels.ids[0])
-        labels = predict_volume(self.models, volume, settings, case=case, within=within)
+        labels = predict_volume(
+            self.models, volume, settings, case=case, within=within, probabilities=probabilities
+        )
         return self.after.apply(labels, self.plan.labels)
 
 

@@ -1,8 +1,7 @@
 """What every DICOM object that we write needs: the images it belongs to, its frames in their order, its labels."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,15 +52,18 @@ class Frames:
         return vertices @ self.affine[:3, 1:3].T + self.affine[:3, :3] @ [frame, 0, 0] + self.affine[:3, 3]
 
 
-def read_headers(files: Sequence[Path], *, keep_patient: bool) -> list[Dataset]:
+def read_headers(files: Iterable[Callable[[], Any]], *, keep_patient: bool) -> list[Dataset]:
     """The headers of image files with nothing in them that an object of ours does not need.
+
+    files: what opens each of them for reading bytes (`path.open` with "rb", a member of an archive).
 
     No private tags, no comments, no institution; the patient only with `keep_patient`: what is not read cannot leak.
     """
     wanted = (*_IMAGE_TAGS, *PATIENT_TAGS) if keep_patient else _IMAGE_TAGS
     headers = []
-    for file in files:
-        header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(wanted), force=True)
+    for open_file in files:
+        with open_file() as file:
+            header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(wanted), force=True)
         for name in PATIENT_TAGS:
             if name not in header:
                 setattr(header, name, "")

@@ -1,5 +1,4 @@
-"""How the user said to treat odd files, stored in plan.json so that every command reads them the same way; and what
-DICOM objects of ours say."""
+"""How the user said to treat odd files; stored in plan.json so that every command reads them the same way."""
 
 from typing import Literal
 
@@ -30,16 +29,3 @@ class ReadOptions(Record):
     allow_external: bool = False
     series: str | None = None
     segments: tuple[tuple[str, int], ...] = ()
-
-
-class DicomOutput(Record):
-    """What a DICOM object says beside its voxels.
-
-    model, version: of what made the segments: a model's name and the first digits of its digest.
-    keep_patient:   copy name, ID, birth date, sex, accession number, study ID, date and time, and referring physician
-                    from the images. Without it these stay empty, and the UIDs alone say what the object belongs to.
-    """
-
-    model: str = "voxdino"
-    version: str = "unknown"
-    keep_patient: bool = False

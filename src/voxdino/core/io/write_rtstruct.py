@@ -13,6 +13,7 @@ from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_
 from voxdino import __version__
 from voxdino.core.errors import GeometryError, ImageError
 from voxdino.core.io.contours import trace_polygons
+from voxdino.core.io.dicom_output import DicomOutput
 from voxdino.core.io.dicom_target import (
     PATIENT_TAGS,
     Frames,
@@ -21,7 +22,6 @@ from voxdino.core.io.dicom_target import (
     require_reference,
     to_frames,
 )
-from voxdino.core.io.options import DicomOutput
 from voxdino.core.labels import LabelSet
 from voxdino.core.safe_files import write_atomic
 from voxdino.core.segments import segment_code, segment_colour
@@ -173,7 +173,7 @@ def _polygons(frames: Frames, label: int) -> Iterator[tuple[int, Any]]:
         if len(rows):
             box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
             for vertices in trace_polygons(box):
-                yield frame, vertices + [rows[0], columns[0]]
+                yield frame, vertices + np.array((rows[0], columns[0]))
 
 
 def _images_of_frames(frames: Frames, headers: Sequence[Dataset]) -> dict[int, Dataset]:

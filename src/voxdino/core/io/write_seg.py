@@ -7,7 +7,7 @@ from typing import Any, Literal
 import highdicom
 import numpy as np
 from highdicom.content import AlgorithmIdentificationSequence
-from highdicom.seg import SegmentAlgorithmTypeValues, SegmentDescription, Segmentation, SegmentationTypeValues
+from highdicom.seg import SegmentAlgorithmTypeValues, Segmentation, SegmentationTypeValues, SegmentDescription
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset
 from pydicom.sr.codedict import codes
@@ -15,8 +15,8 @@ from pydicom.uid import ExplicitVRLittleEndian, RLELossless, generate_uid
 
 from voxdino import __version__
 from voxdino.core.errors import LabelError
+from voxdino.core.io.dicom_output import DicomOutput
 from voxdino.core.io.dicom_target import Segment, list_segments, require_reference, to_frames
-from voxdino.core.io.options import DicomOutput
 from voxdino.core.labels import LabelSet
 from voxdino.core.safe_files import write_atomic
 from voxdino.core.segments import segment_code, segment_colour

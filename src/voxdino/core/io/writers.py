@@ -1,7 +1,7 @@
 """How label maps leave: one table from format to writer, and which format suits which image."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from os import PathLike
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from voxdino.core.errors import GeometryError, UsageError
 from voxdino.core.geometry import Grid
 from voxdino.core.io import image_suffix, write_label_map
-from voxdino.core.io.options import DicomOutput
+from voxdino.core.io.dicom_output import DicomOutput
 from voxdino.core.labels import LabelSet
 from voxdino.core.records import nearest
 from voxdino.core.volume import LabelMap
@@ -26,12 +26,14 @@ class Origin:
     """What a label map was made from.
 
     image:   the file or folder that it belongs to; NIfTI takes its header, DICOM refers to it.
+    series:  which one, where the image holds several (see ReadOptions).
     classes: the names of the labels, for DICOM.
     """
 
     image: Path | None = None
+    series: str | None = None
     classes: LabelSet | None = None
-    dicom: DicomOutput = DicomOutput()
+    dicom: DicomOutput = field(default_factory=DicomOutput)
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,15 @@ def _write_structures(path: Path, labels: LabelMap, origin: Origin) -> None:
 
 
 def _headers(origin: Origin) -> "Sequence[Dataset]":
-    from voxdino.core.io.dicom import source_series
+    from voxdino.core.io.dicom.headers import reading_dicom
+    from voxdino.core.io.dicom.series import choose_series, look_into
     from voxdino.core.io.dicom_target import read_headers
 
     assert origin.image is not None, "require_writable lets no DICOM format through without an image"
-    return read_headers(source_series(origin.image).paths, keep_patient=origin.dicom.keep_patient)
+    with reading_dicom(origin.image):
+        stack = choose_series(look_into(origin.image), origin.series)
+        places = dict.fromkeys(instance.place for instance in stack.instances)  # of many frames in one file, once
+        return read_headers((place.open for place in places), keep_patient=origin.dicom.keep_patient)
 
 
 WRITERS: dict[str, Writer] = {
@@ -120,9 +126,7 @@ def require_writable(name: str, image: str | PathLike[str], grid: Grid | None) -
         raise GeometryError(f"is {what}, which {name} cannot hold.", where=image, fix=f"write --format {fix}.")
 
 
-def write_labels(
-    name: str, path: str | PathLike[str], labels: LabelMap, origin: Origin | None = None
-) -> None:
+def write_labels(name: str, path: str | PathLike[str], labels: LabelMap, origin: Origin | None = None) -> None:
     """Write a label map (*spatial, file ids) atomically in a format of WRITERS.
 
     Errors: those of `require_writable` and of the writer.
