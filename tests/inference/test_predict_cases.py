@@ -361,7 +361,7 @@ def test_a_full_disk_stops_everything(model, cases, tmp_path, monkeypatch):
     def write(*_, **__):
         raise ResourceError("the disk is full")
 
-    monkeypatch.setattr(run, "write_label_map", write)
+    monkeypatch.setattr(run, "write_prediction", write)
     with pytest.raises(ResourceError):
         predict_cases(cases, model, tmp_path / "out")
 
