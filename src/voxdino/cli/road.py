@@ -20,6 +20,7 @@ from voxdino.finetuning.config import FinetuneConfig
 from voxdino.finetuning.model import effective_plan, new_segmenter
 from voxdino.finetuning.run import RunSummary, finetune
 from voxdino.inference.load import load_model
+from voxdino.inference.outputs import OutputSettings
 from voxdino.inference.run import RECORD_NAME, PredictRecord, output_file, predict_cases
 from voxdino.models.precision import resolve_device
 from voxdino.models.weights import default_weights_folder, licence_notice_once, load_backbone
@@ -144,7 +145,7 @@ def score_held_back(
     metrics: Sequence[str] = USUAL_METRICS,
 ) -> Scores:
     """Score RUN/validation against the data set's labels into RUN/scores.json, where unpredicted cases fail too."""
-    pairs = [(case.id, output_file(case, run_folder / "validation"), case.label) for case in cases if case.label]
+    pairs = [(case.id, output_file(case, run_folder / "validation", OutputSettings()), case.label) for case in cases if case.label]
     with counting("scoring") as on_progress:
         scores = evaluate(
             pairs,
@@ -171,7 +172,7 @@ def draw(plan: Plan, run_folder: Path, cases: list[Case], scores: Scores | None)
     for name in (by_dice[index] for index in chosen):
         case = next(case for case in cases if case.id == name)
         volume, reference = read_case(case, plan.read_options, plan.labels)
-        prediction = read_label_map(output_file(case, run_folder / "validation"), options=options)
+        prediction = read_label_map(output_file(case, run_folder / "validation", OutputSettings()), options=options)
         assert reference is not None
         rows.append((name, volume, reference, prediction))
     if rows:

@@ -1,6 +1,8 @@
 """Probabilities of a whole volume on its own grid: float16, compressed in chunks on the disk, slice by slice."""
 
+import errno
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +38,26 @@ def keep_probabilities(slabs: Iterable[Slab], path: Path, geometry: CaseGeometry
     slice_axis = 1 + geometry.order[0] if len(geometry.order) == 3 else None
     chunks = tuple(1 if axis in (0, slice_axis) else size for axis, size in enumerate(shape))
     with write_atomic(path) as temporary:
+        temporary.touch()  # where that cannot be, the system says why
         settings = blosc2.CParams(codec=blosc2.Codec.ZSTD, clevel=1, nthreads=1)
-        file = blosc2.empty(shape, np.float16, urlpath=str(temporary), mode="w", chunks=chunks, cparams=settings)
-        file.schunk.vlmeta.update(_describe(geometry, labels))
+        with _storing():
+            file = blosc2.empty(shape, np.float16, urlpath=str(temporary), mode="w", chunks=chunks, cparams=settings)
+            file.schunk.vlmeta.update(_describe(geometry, labels))
         for first, logits in slabs:
             for number, scores in enumerate(logits, start=first):
                 for classes, probabilities in slice_probabilities(scores, geometry.native_shape[1:], labels):
-                    file[_place(classes, number, geometry)] = _turned(probabilities, geometry)
+                    with _storing():
+                        file[_place(classes, number, geometry)] = _turned(probabilities, geometry)
             yield first, logits
+
+
+@contextmanager
+def _storing() -> Iterator[None]:
+    """blosc2 says of a full disk only that it could not; said here as the system says it."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(errno.ENOSPC, str(error)) from error
 
 
 def slice_probabilities(
@@ -77,7 +91,7 @@ def _turned(probabilities: Float[Tensor, "k H W"], geometry: CaseGeometry) -> ND
     """A slice's classes as the file's array has them."""
     array: NDArray[Any] = probabilities.to(torch.float16).cpu().numpy()
     flips = geometry.flips[-2:]
-    array = np.flip(array, [1 + axis for axis, flip in enumerate(flips) if flip])
+    array = np.flip(array, tuple(1 + axis for axis, flip in enumerate(flips) if flip))
     if len(geometry.order) == 3:
         array = np.moveaxis(array[:, None], (1, 2, 3), [1 + axis for axis in geometry.order])
     return np.ascontiguousarray(array)

@@ -38,7 +38,7 @@ def _boundary_loops(mask: Bool[np.ndarray, "R C"]) -> list[list[Vertex]]:
     while outgoing:
         vertex = next(iter(outgoing))
         step = outgoing[vertex][0]
-        loop = []
+        loop: list[Vertex] = []
         while vertex in outgoing:
             ways = outgoing[vertex]
             # where two voxels touch at a corner there are two ways: turning right stays with the same voxel
@@ -95,4 +95,5 @@ def _corners(loop: list[Vertex]) -> Float[np.ndarray, "N 2"]:
     points = np.array(loop, dtype=np.float64)
     before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
     turns = (np.sign(before) != np.sign(after)).any(axis=1)
-    return points[turns]
+    corners: Float[np.ndarray, "N 2"] = points[turns]
+    return corners

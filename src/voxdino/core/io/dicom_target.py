@@ -60,7 +60,7 @@ def read_headers(files: Iterable[Callable[[], Any]], *, keep_patient: bool) -> l
     No private tags, no comments, no institution; the patient only with `keep_patient`: what is not read cannot leak.
     """
     wanted = (*_IMAGE_TAGS, *PATIENT_TAGS) if keep_patient else _IMAGE_TAGS
-    headers = []
+    headers: list[Dataset] = []
     for open_file in files:
         with open_file() as file:
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(wanted), force=True)

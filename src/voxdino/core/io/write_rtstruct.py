@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sr.coding import Code
+from pydicom.tag import Tag
 from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
 from voxdino import __version__
@@ -29,6 +31,7 @@ from voxdino.core.volume import LabelMap
 
 NEAR_MM = 0.01  # an image this near to a contour's plane is the one it was drawn on
 
+_CONTOUR_DATA = Tag("ContourData")
 _DETACHED_STUDY = "1.2.840.10008.3.1.2.3.1"  # SOP class that RT Referenced Study Sequence names (retired, as used)
 
 
@@ -158,7 +161,8 @@ def _contours(number: int, segment: Segment, frames: Frames, planes: dict[int, D
             contour.ContourImageSequence = [planes[frame]]
         contour.ContourGeometricType = "CLOSED_PLANAR"
         contour.NumberOfContourPoints = len(vertices)
-        contour.ContourData = [f"{value:.5f}" for value in frames.points(frame, vertices).reshape(-1)]
+        numbers = [f"{value:.5f}" for value in frames.points(frame, vertices).reshape(-1)]
+        contour[_CONTOUR_DATA] = DataElement(_CONTOUR_DATA, "DS", numbers, already_converted=True)  # 10 times as fast
         contours.append(contour)
     if contours:
         roi.ContourSequence = contours
