@@ -1,4 +1,4 @@
-"""Label maps in NIfTI and NRRD lie where they lay, in every orientation, oblique and spacing, as other readers agree."""
+"""Label maps in NIfTI and NRRD lie where they lay, for every orientation, oblique and spacing; other readers agree."""
 
 from itertools import permutations, product
 

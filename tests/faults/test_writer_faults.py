@@ -1,4 +1,4 @@
-"""Writers on a full or read-only disk and at a limit of file size: exit code 4, nothing half-written, the old file whole."""
+"""Writers on a full or read-only disk and at a limit of size: exit 4, nothing half-written, the old file whole."""
 
 import resource
 import subprocess
@@ -23,7 +23,9 @@ from voxdino.inference.probabilities import keep_probabilities
 from voxdino.preparation.orientation import slice_geometry
 
 GRID = Grid.from_spacing((48, 40, 9), (0.7, 0.9, 3.0))
-LABELS = LabelMap(np.random.default_rng(0).integers(0, 3, GRID.shape).astype(np.uint8), GRID)
+ARRAY = np.zeros(GRID.shape, np.uint8)
+ARRAY[5:30:2, 8:31:2, :], ARRAY[33:40, 3:37:3, 2:] = 1, 2
+LABELS = LabelMap(ARRAY, GRID)
 CLASSES = LabelSet(names=("background", "liver", "tumour"), ids=(0, 1, 2))
 
 
