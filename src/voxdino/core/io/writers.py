@@ -68,12 +68,12 @@ def _write_structures(path: Path, labels: LabelMap, origin: Origin) -> None:
 
 
 def _headers(origin: Origin) -> "Sequence[Dataset]":
-    from voxdino.core.io.dicom.headers import reading_dicom
+    from voxdino.core.io.dicom.headers import silently
     from voxdino.core.io.dicom.series import choose_series, look_into
     from voxdino.core.io.dicom_target import read_headers
 
     assert origin.image is not None, "require_writable lets no DICOM format through without an image"
-    with reading_dicom(origin.image):
+    with silently():
         stack = choose_series(look_into(origin.image), origin.series)
         places = dict.fromkeys(instance.place for instance in stack.instances)  # of many frames in one file, once
         return read_headers((place.open for place in places), keep_patient=origin.dicom.keep_patient)
