@@ -68,7 +68,7 @@ def _write_structures(path: Path, labels: LabelMap, origin: Origin) -> None:
 
 
 def _headers(origin: Origin) -> "Sequence[Dataset]":
-    from voxdino.core.io.dicom.headers import silently
+    from voxdino.core.io.dicom.headers import open_file, silently
     from voxdino.core.io.dicom.series import choose_series, look_into
     from voxdino.core.io.dicom_target import read_headers
 
@@ -76,7 +76,7 @@ def _headers(origin: Origin) -> "Sequence[Dataset]":
     with silently():
         stack = choose_series(look_into(origin.image), origin.series)
         places = dict.fromkeys(instance.place for instance in stack.instances)  # of many frames in one file, once
-        return read_headers((place.open for place in places), keep_patient=origin.dicom.keep_patient)
+        return read_headers((partial(open_file, place) for place in places), keep_patient=origin.dicom.keep_patient)
 
 
 WRITERS: dict[str, Writer] = {
