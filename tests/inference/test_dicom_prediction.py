@@ -4,16 +4,20 @@ import gzip
 
 import dicom_files as made
 import numpy as np
+import pydicom
 import pytest
+from conftest import LABELS
 
-from voxdino.core.errors import PartialError
+from voxdino.core.errors import ImageError, PartialError
 from voxdino.core.io import read_grid, read_label_map
-from voxdino.inference import run
+from voxdino.core.io.options import ReadOptions
 from voxdino.inference.cases import find_cases
+from voxdino.inference.outputs import OutputSettings
 from voxdino.inference.run import predict_cases
+from voxdino.inference.team import Team
 
 
-def test_a_scan_is_predicted_on_its_own_grid_and_leaves_no_trace_of_the_patient(model, tmp_path, monkeypatch):
+def test_a_scan_is_predicted_on_its_own_grid_and_leaves_no_trace_of_the_patient(model, tmp_path):
     scans, out = tmp_path / "scans", tmp_path / "out"
     made.write(scans / "one", made.series(made.numbered((9, 11, 6))))
     made.write_zip(scans / "two.zip", made.series(made.numbered((9, 11, 6))))
@@ -23,23 +27,42 @@ def test_a_scan_is_predicted_on_its_own_grid_and_leaves_no_trace_of_the_patient(
     cases = find_cases([scans])
     with pytest.raises(PartialError, match="gap between") as caught:
         predict_cases(cases, model, out)
+    predict_cases(cases[:1], model, tmp_path / "plain", output=OutputSettings(format="nifti"))
+    plain = read_label_map(tmp_path / "plain" / "one.nii.gz")
+    assert plain.grid.same_as(read_grid(scans / "one")[0])
+    assert len(np.unique(plain.array)) > 1
+    segments = ReadOptions(segments=tuple(LABELS.foreground))
     for name in ("one", "two"):
-        assert read_label_map(out / f"{name}.nii.gz").grid.same_as(read_grid(scans / "one")[0])
-    written = [path.read_bytes() for path in out.iterdir()]
-    written += [gzip.decompress(data) for data in written if data[:2] == b"\x1f\x8b"]
-    everything = b"\n".join([*written, str(caught.value).encode()])
-    assert [seed for seed in made.SEEDS if seed.encode() in everything] == []
-    monkeypatch.setattr(run, "predict_volume", None)
+        found = read_label_map(out / f"{name}.seg.dcm", options=segments, like=scans / "one")
+        np.testing.assert_array_equal(found.array, plain.array)
+    references = {*made.UIDS.values(), made.SERIES_UID}
+    for path in (*out.iterdir(), *(tmp_path / "plain").iterdir()):
+        data = path.read_bytes()
+        data = gzip.decompress(data) if path.suffix == ".gz" else data
+        found = {seed for seed in made.SEEDS if seed.encode() in data}
+        assert found == (references if path.suffix == ".dcm" else set())
+    assert [seed for seed in made.SEEDS if seed in str(caught.value)] == []
     assert predict_cases(cases[:1], model, out).num_kept == 1
 
 
-def test_a_picture_in_dicom_becomes_a_picture(model, tmp_path):
-    dataset = made.series(made.numbered((9, 11, 1)))[0]
-    del dataset.ImagePositionPatient, dataset.ImageOrientationPatient
-    made.write(tmp_path / "in", [dataset])
-    assert run.output_file(find_cases([tmp_path / "in"])[0], tmp_path / "out").name == "in.png"
-    made.write(tmp_path / "in", made.series(made.numbered((9, 11, 2))))
-    assert run.output_file(find_cases([tmp_path / "in"])[0], tmp_path / "out").name == "in.nii.gz"
+def test_the_patient_is_in_dicom_output_only_when_asked(model, tmp_path):
+    cases = find_cases([made.write(tmp_path / "one", made.series(made.numbered((9, 11, 6))))])
+    predict_cases(cases, model, tmp_path / "out", output=OutputSettings(format="rtstruct", keep_patient=True))
+    written = pydicom.dcmread(tmp_path / "out" / "one.rtstruct.dcm")
+    assert written.PatientName == made.IDENTIFIERS["PatientName"]
+    assert "PatientAddress" not in written
+
+
+def test_images_without_the_uids_that_output_refers_to_are_refused_before_the_work(model, tmp_path, monkeypatch):
+    images = made.series(made.numbered((9, 11, 6)))
+    for image in images:
+        del image.StudyInstanceUID
+    cases = find_cases([made.write(tmp_path / "one", images)])
+    with pytest.raises(ImageError, match="no StudyInstanceUID.*--format nifti"), monkeypatch.context() as patched:
+        patched.setattr(Team, "segment", None)
+        predict_cases(cases, model, tmp_path / "out")
+    predict_cases(cases, model, tmp_path / "out", output=OutputSettings(format="nifti"), overwrite=True)
+    assert (tmp_path / "out" / "one.nii.gz").is_file()
 
 
 def test_a_change_of_any_slice_is_noticed(model, tmp_path):
@@ -50,4 +73,4 @@ def test_a_change_of_any_slice_is_noticed(model, tmp_path):
     data[-20] ^= 1
     (folder / "003.dcm").write_bytes(data)
     assert predict_cases(cases, model, tmp_path / "out").num_done == 1
-    assert np.isin(read_label_map(tmp_path / "out" / "one.nii.gz").array, (0, 5, 9)).all()
+    assert np.isin(read_label_map(tmp_path / "out" / "one.seg.dcm").array, (0, 1, 2)).all()

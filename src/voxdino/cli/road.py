@@ -20,7 +20,7 @@ from voxdino.finetuning.config import FinetuneConfig
 from voxdino.finetuning.model import effective_plan, new_segmenter
 from voxdino.finetuning.run import RunSummary, finetune
 from voxdino.inference.load import load_model
-from voxdino.inference.outputs import OutputSettings
+from voxdino.inference.outputs import output_to_score
 from voxdino.inference.run import RECORD_NAME, PredictRecord, output_file, predict_cases
 from voxdino.models.precision import resolve_device
 from voxdino.models.weights import default_weights_folder, licence_notice_once, load_backbone
@@ -130,7 +130,8 @@ def predict_held_back(run_folder: Path, cases: list[Case], device: str) -> dict[
     model, folder = load_model(run_folder, resolve_device(device)), run_folder / "validation"
     with counting("predicting") as on_progress:
         try:
-            predict_cases(cases, model, folder, overwrite=True, on_progress=on_progress, on_note=say)
+            output = output_to_score(cases, model.plan.ndim)
+            predict_cases(cases, model, folder, output=output, overwrite=True, on_progress=on_progress, on_note=say)
         except PartialError:
             return PredictRecord.read(folder / RECORD_NAME).failed
     return {}
@@ -145,7 +146,8 @@ def score_held_back(
     metrics: Sequence[str] = USUAL_METRICS,
 ) -> Scores:
     """Score RUN/validation against the data set's labels into RUN/scores.json, where unpredicted cases fail too."""
-    pairs = [(case.id, output_file(case, run_folder / "validation", OutputSettings()), case.label) for case in cases if case.label]
+    folder, output = run_folder / "validation", output_to_score(cases, plan.ndim)
+    pairs = [(case.id, output_file(case, folder, output), case.label) for case in cases if case.label]
     with counting("scoring") as on_progress:
         scores = evaluate(
             pairs,
@@ -167,12 +169,13 @@ def draw(plan: Plan, run_folder: Path, cases: list[Case], scores: Scores | None)
     assert scores is not None
     by_dice = _by_dice(scores)
     options = prediction_options(plan.read_options, plan.labels)
+    folder, output = run_folder / "validation", output_to_score(cases, plan.ndim)
     chosen = sorted({0, len(by_dice) // 2, len(by_dice) - 1})[:MAX_PICTURED] if by_dice else []
     rows = []
     for name in (by_dice[index] for index in chosen):
         case = next(case for case in cases if case.id == name)
         volume, reference = read_case(case, plan.read_options, plan.labels)
-        prediction = read_label_map(output_file(case, run_folder / "validation", OutputSettings()), options=options)
+        prediction = read_label_map(output_file(case, folder, output), options=options)
         assert reference is not None
         rows.append((name, volume, reference, prediction))
     if rows:

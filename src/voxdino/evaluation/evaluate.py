@@ -7,8 +7,9 @@ from pathlib import Path
 
 from voxdino.core.errors import DatasetError, GeometryError, VoxdinoError, without_folders
 from voxdino.core.geometry import Grid, format_shape
-from voxdino.core.io import image_suffix, is_image, read_label_map
+from voxdino.core.io import DICOM_SUFFIXES, image_suffix, is_image, read_label_map
 from voxdino.core.io.options import ReadOptions
+from voxdino.core.io.writers import case_of_output
 from voxdino.core.labels import LabelSet
 from voxdino.evaluation.measure import Measures, score_label_maps
 from voxdino.evaluation.metric import EmptyRule
@@ -71,9 +72,12 @@ def evaluate(
 
 
 def prediction_options(options: ReadOptions, labels: LabelSet) -> ReadOptions:
-    """How to read a prediction: it speaks in declared ids already, so that only mappings of foreign values apply."""
+    """How to read a prediction: it speaks in declared ids already, so that only mappings of foreign values apply.
+
+    DICOM SEG and RTSTRUCT, which may number anew, speak in the labels' names.
+    """
     foreign = tuple((value, meant) for value, meant in options.label_map if value not in labels.ids)
-    return options.model_copy(update={"label_map": foreign})
+    return options.model_copy(update={"label_map": foreign, "segments": options.segments or tuple(labels.foreground)})
 
 
 def pair_files(predictions: Path, references: Mapping[str, Path]) -> list[tuple[str, Path, Path]]:
@@ -81,9 +85,7 @@ def pair_files(predictions: Path, references: Mapping[str, Path]) -> list[tuple[
 
     A file that names no case of `references` is left alone. Errors: DatasetError listing the cases without one.
     """
-    found = {
-        path.name.removesuffix(image_suffix(path)): path for path in sorted(predictions.glob("*")) if is_image(path)
-    }
+    found = {case_of_output(path): path for path in sorted(predictions.glob("*")) if is_image(path)}
     missing = [case for case in references if case not in found]
     if missing:
         some = ", ".join(missing[:5]) + (f" and {len(missing) - 5} more" if len(missing) > 5 else "")
@@ -100,7 +102,8 @@ def _score_files(
     options: ReadOptions,
     measures: Measures,
 ) -> ScoredCase:
-    prediction = read_label_map(prediction_file, options=prediction_options(options, labels))
+    like = None if image_suffix(reference_file) in DICOM_SUFFIXES else reference_file  # SEG leaves empty slices out
+    prediction = read_label_map(prediction_file, options=prediction_options(options, labels), like=like)
     reference = read_label_map(reference_file, options=options, like=prediction_file)
     same_shape = prediction.grid.shape == reference.grid.shape
     if not (

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,15 @@ class OutputSettings(Record):
         return output.with_name(output.name.removesuffix(self.suffix_of(case)) + probabilities.SUFFIX)
 
 
+def output_to_score(cases: Sequence[Case], ndim: int) -> OutputSettings:
+    """For label maps that a program scores: as usual, but NIfTI (2-D: PNG) in place of DICOM.
+
+    A DICOM SEG may number its segments anew, and leaves out the slices in which there are none.
+    """
+    is_dicom = any(format_for(case.images[0]) == "dicom-seg" for case in cases)
+    return OutputSettings(format=("nifti" if ndim == 3 else "png") if is_dicom else None)
+
+
 def require_outputs(cases: Iterable[Case], output: OutputSettings) -> None:
     """Before any work, UsageError or GeometryError for the first case that the format cannot hold.
 
@@ -66,15 +75,14 @@ def write_prediction(
     output: OutputSettings,
     *,
     classes: LabelSet,
-    model: str,
-    digest: str,
+    model: tuple[str, str],
 ) -> None:
     """Write a case's label map to `path` in the format asked for.
 
-    classes, model, digest: what DICOM says was found, and by whom.
+    classes, model: what DICOM says was found, and by whom: name and digest.
     Errors: those of `write_labels`.
     """
-    dicom = DicomOutput(model=model, version=digest[:12], keep_patient=output.keep_patient)
+    dicom = DicomOutput(model=model[0], version=model[1][:12], keep_patient=output.keep_patient)
     write_labels(output.format_of(case), path, labels, Origin(case.images[0], case.series, classes, dicom))
 
 

@@ -20,6 +20,7 @@ from voxdino.core.errors import (
     without_folders,
 )
 from voxdino.core.io.options import ReadOptions
+from voxdino.core.io.writers import Origin, require_referable
 from voxdino.core.memory import available_memory
 from voxdino.core.records import Record
 from voxdino.core.safe_files import digest_file, lock_folder, require_inside, sweep_temporary
@@ -218,6 +219,7 @@ class _Work:
             if len(case.images) > 1:
                 _require_channels(len(case.images), case, self._team.plan)
             digests = digest_inputs(case)
+            require_referable(self._how.output.format_of(case), Origin(case.images[0], case.series))
             volume, _ = read_case(replace(case, label=None), self._how.read_options, None)
             _require_channels(volume.num_channels, case, self._team.plan)
         return _Fetched(digests, volume)
@@ -242,7 +244,7 @@ class _Work:
         how, classes = self._how, self._team.plan.labels
         beside = how.output.probabilities_file(output, case)
         with _named(case, beside):
-            write_prediction(output, labels, case, how.output, classes=classes, model=how.model, digest=how.model_digest)
+            write_prediction(output, labels, case, how.output, classes=classes, model=(how.model, how.model_digest))
         volumes, unit = measure_volumes(labels, self._team.plan)
         return CasePrediction(
             inputs=digests,

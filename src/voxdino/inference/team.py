@@ -78,9 +78,7 @@ class Team:
         if self.locator is not None:
             found = predict_volume(self.locator, volume, LOCATING, case=case)
             within = box_around(found, self.locator.plan.labels.ids[0])
-        labels = predict_volume(
-            self.models, volume, settings, case=case, within=within, probabilities=probabilities
-        )
+        labels = predict_volume(self.models, volume, settings, case=case, within=within, probabilities=probabilities)
         return self.after.apply(labels, self.plan.labels)
 
 

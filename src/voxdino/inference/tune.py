@@ -9,6 +9,7 @@ from voxdino.core.io import read_label_map
 from voxdino.core.records import Record
 from voxdino.core.volume import LabelMap
 from voxdino.inference.load import LoadedModel
+from voxdino.inference.outputs import output_to_score
 from voxdino.inference.postprocess import FILE_NAME, Postprocessing, choose_postprocessing, mean_dice
 from voxdino.inference.run import output_file, predict_cases
 from voxdino.inference.settings import PredictSettings, hasty
@@ -46,18 +47,20 @@ def tune(
         fix = "give the data set that the model was fine-tuned on."
         raise DatasetError("none of the run's held-back cases has a reference here.", where=run_folder, fix=fix)
     labels, options = model.plan.labels, model.plan.read_options
-    usual = PredictSettings()
+    usual, output = PredictSettings(), output_to_score(known, model.plan.ndim)
     seconds, dice = [], []
     shutil.rmtree(run_folder / FOLDER, ignore_errors=True)
 
     def pairs(folder: Path) -> Iterator[tuple[LabelMap, LabelMap]]:
         for case in known:
             assert case.label is not None
-            yield read_label_map(output_file(case, folder)), read_label_map(case.label, options=options)
+            reference = read_label_map(case.label, options=options, like=case.images[0])
+            yield read_label_map(output_file(case, folder, output)), reference
 
     for name, settings in (("usual", usual), ("fast", hasty(usual))):
         folder = run_folder / FOLDER / name
-        seconds.append(predict_cases(known, model, folder, settings=settings, on_progress=on_progress).elapsed_s)
+        done = predict_cases(known, model, folder, settings=settings, output=output, on_progress=on_progress)
+        seconds.append(done.elapsed_s)
         dice.append(mean_dice(pairs(folder), labels))
     chosen = choose_postprocessing(lambda: pairs(run_folder / FOLDER / "usual"), labels)
     cost = FastCost(

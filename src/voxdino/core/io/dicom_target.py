@@ -11,6 +11,7 @@ from pydicom.dataset import Dataset
 
 from voxdino.core.errors import ImageError, LabelError
 from voxdino.core.geometry import Grid, canonical_transpose
+from voxdino.core.io.dicom.headers import silently
 from voxdino.core.labels import LabelSet
 from voxdino.core.segments import MOST_CHARACTERS
 from voxdino.core.volume import LabelMap
@@ -62,7 +63,7 @@ def read_headers(files: Iterable[Callable[[], Any]], *, keep_patient: bool) -> l
     wanted = (*_IMAGE_TAGS, *PATIENT_TAGS) if keep_patient else _IMAGE_TAGS
     headers: list[Dataset] = []
     for open_file in files:
-        with open_file() as file:
+        with open_file() as file, silently():
             header = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(wanted), force=True)
         for name in PATIENT_TAGS:
             if name not in header:

@@ -68,15 +68,11 @@ def _write_structures(path: Path, labels: LabelMap, origin: Origin) -> None:
 
 
 def _headers(origin: Origin) -> "Sequence[Dataset]":
-    from voxdino.core.io.dicom.headers import open_file, silently
-    from voxdino.core.io.dicom.series import choose_series, look_into
+    from voxdino.core.io.dicom import source_files
     from voxdino.core.io.dicom_target import read_headers
 
     assert origin.image is not None, "require_writable lets no DICOM format through without an image"
-    with silently():
-        stack = choose_series(look_into(origin.image), origin.series)
-        places = dict.fromkeys(instance.place for instance in stack.instances)  # of many frames in one file, once
-        return read_headers((partial(open_file, place) for place in places), keep_patient=origin.dicom.keep_patient)
+    return read_headers(source_files(origin.image, origin.series), keep_patient=origin.dicom.keep_patient)
 
 
 WRITERS: dict[str, Writer] = {
@@ -111,6 +107,12 @@ def look_up_writer(name: str) -> Writer:
     return WRITERS[name]
 
 
+def case_of_output(path: Path) -> str:
+    """The case that a label map is named after: its name without the suffix, also where that is .seg.dcm."""
+    written = (writer.suffix for writer in WRITERS.values() if path.name.endswith(writer.suffix))
+    return path.name.removesuffix(max(written, key=len, default=image_suffix(path)))
+
+
 def require_writable(name: str, image: str | PathLike[str], grid: Grid | None) -> None:
     """Check, before any work, that the label map of an image can be written in a format. grid: None where unknown.
 
@@ -124,6 +126,14 @@ def require_writable(name: str, image: str | PathLike[str], grid: Grid | None) -
     if grid is not None and grid.ndim not in writer.ndims:
         what, fix = ("a volume", "nifti") if grid.ndim == 3 else ("a picture", "png")
         raise GeometryError(f"is {what}, which {name} cannot hold.", where=image, fix=f"write --format {fix}.")
+
+
+def require_referable(name: str, origin: Origin) -> None:
+    """Check, before any work, that a DICOM format finds the UIDs that it refers to. Errors: ImageError."""
+    if look_up_writer(name).needs_dicom:
+        from voxdino.core.io.dicom_target import require_reference
+
+        require_reference(_headers(origin))
 
 
 def write_labels(name: str, path: str | PathLike[str], labels: LabelMap, origin: Origin | None = None) -> None:
