@@ -58,7 +58,7 @@ def test_images_without_the_uids_that_output_refers_to_are_refused_before_the_wo
     for image in images:
         del image.StudyInstanceUID
     cases = find_cases([made.write(tmp_path / "one", images)])
-    with pytest.raises(ImageError, match="no StudyInstanceUID.*--format nifti"), monkeypatch.context() as patched:
+    with pytest.raises(ImageError, match=r"no StudyInstanceUID.*--format nifti"), monkeypatch.context() as patched:
         patched.setattr(Team, "segment", None)
         predict_cases(cases, model, tmp_path / "out")
     predict_cases(cases, model, tmp_path / "out", output=OutputSettings(format="nifti"), overwrite=True)
