@@ -98,7 +98,7 @@ class View:
         if len(array) not in (1, 3):
             fact = f"{case.id}: {len(array)} channels; encoders take one, or three colours."
             raise DatasetError(fact, where=case.file, fix="give one channel of each image.")
-        image = torch.from_numpy(_shares(array))
+        image = _shares(array)
         planes = [image[None]] if not self._axes else [self._cut(image, axis) for axis in self._axes]
         resized = torch.cat([_resized(part, side) for part in planes])
         mean, sd = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_SD))
@@ -115,12 +115,12 @@ class View:
         return slices[(places[:, None] + around).clamp(0, depth - 1), 0]  # (S, window, a, b)
 
 
-def _shares(array: NDArray[Any]) -> NDArray[np.float32]:
+def _shares(array: NDArray[Any]) -> Float[Tensor, "..."]:
+    values = torch.from_numpy(array.astype(np.float32))
     if array.dtype == np.uint8:
-        return array.astype(np.float32) / 255
-    low, high = np.percentile(array, TAILS)
-    shares = (array - low) / max(float(high - low), 1e-6)
-    return shares.clip(0, 1).astype(np.float32)
+        return values / 255
+    low, high = (float(end) for end in np.percentile(array, TAILS))
+    return ((values - low) / max(high - low, 1e-6)).clamp(0, 1)
 
 
 def _resized(images: Float[Tensor, "S C a b"], side: int) -> Float[Tensor, "S C side side"]:
