@@ -37,6 +37,8 @@ def test_a_set_is_learned_and_its_test_cases_get_probabilities(pictures, tmp_pat
     scores = json.loads(capsys.readouterr().out)
     assert [one["score"]["value"] for one in scores["summary"]] == [1.0, 1.0]
     assert (tmp_path / "out" / "scores.json").is_file()
+    assert main(["report", str(tmp_path / "out"), "--out", str(tmp_path / "page")]) == 0
+    assert "auroc:one-vs-rest-macro" in (tmp_path / "page" / "page.json").read_text()
     assert main(["evaluate", str(tmp_path / "out"), str(pictures), "--lesions"]) == 2
     assert "--lesions" in capsys.readouterr().err
 

@@ -9,6 +9,7 @@ from voxdino.core.labels import LabelSet
 from voxdino.evaluation.scores import Scores
 from voxdino.preparation.dataset import read_dataset
 from voxdino.preparation.plan import Plan
+from voxdino.report.class_sections import class_facts, class_sections
 from voxdino.report.compare import comparison_sections
 from voxdino.report.page import FailedFile, FailureSection, GallerySection, ReportPage, Section
 from voxdino.report.pictures import gallery_section
@@ -45,6 +46,10 @@ def _page_of_one(result: Result, dataset: Path | None, labels: LabelSet | None, 
         whole = score_sections(result.scores)
         gallery = [] if dataset is None else [_gallery(result.scores, result.folder, dataset, labels)]
         sections += [*whole[:-2], *gallery, failure_section(result.scores)]
+    if result.classes is not None:
+        facts += class_facts(result.classes)
+        warnings += result.classes.warnings
+        sections += class_sections(result.classes)
     if result.run is not None:
         facts += run_facts(result.run)
         warnings += run_warnings(result.run)
@@ -54,9 +59,10 @@ def _page_of_one(result: Result, dataset: Path | None, labels: LabelSet | None, 
     if result.run is not None:
         sections.append(settings_section(result.run))
     told = {(True, True): "A run and its scores", (True, False): "A run", (False, True): "Scores of predictions"}
+    has_scores = result.scores is not None or result.classes is not None
     return ReportPage(
         title=title or result.name,
-        subtitle=told[result.run is not None, result.scores is not None],
+        subtitle=told[result.run is not None, has_scores],
         facts=tuple(facts),
         warnings=tuple(dict.fromkeys(warnings)),
         sections=tuple(sections),
@@ -68,6 +74,7 @@ def _page_of_several(results: Sequence[Result], title: str | None) -> ReportPage
     cases = [{row.case for row in scores.cases} for scores in scored]
     shared = len(set.intersection(*cases)) if cases else 0
     warnings = [f"{r.name}: {words}" for r in results if r.run is not None for words in run_warnings(r.run)]
+    warnings += [f"{r.name}: scores of classifiers are not compared." for r in results if r.classes is not None]
     if any(len(one) != shared for one in cases):
         warnings.append(f"The results are of different cases; they share {shared}, over which they are compared.")
     if len({tuple(sorted(scores.definitions.items())) for scores in scored}) > 1:

@@ -11,6 +11,7 @@ from pydantic import ConfigDict
 from voxdino.core.errors import ConfigError, DatasetError
 from voxdino.core.records import Record
 from voxdino.core.safe_files import read_json
+from voxdino.evaluation.classified import ClassScores
 from voxdino.evaluation.scores import Scores
 
 SCORES, RUN, LOG, FIRST_STAGE = "scores.json", "run.json", "log.jsonl", "stage1"
@@ -35,7 +36,10 @@ class RunFacts(Record):
 
 @dataclass(frozen=True)
 class Result:
-    """One run or one evaluation. path: what it is named after; log: rows of log.jsonl; first_log: of a first stage."""
+    """One run or one evaluation. path: what it is named after; log: rows of log.jsonl; first_log: of a first stage.
+
+    scores: of segmentations; classes: of a classifier.
+    """
 
     name: str
     path: Path
@@ -44,6 +48,7 @@ class Result:
     log: tuple[dict[str, Any], ...]
     first_log: tuple[dict[str, Any], ...]
     scores: Scores | None
+    classes: ClassScores | None = None
 
 
 def read_results(paths: Sequence[Path]) -> list[Result]:
@@ -75,6 +80,8 @@ def _read_result(path: Path) -> Result:
         fact = f"holds neither {RUN} nor {SCORES}."
         fix = "give the folder of a run, or score predictions first: voxdino evaluate."
         raise DatasetError(fact, where=path, fix=fix)
+    value = read_json(scores_file) if not path.is_dir() or scores_file.is_file() else None
+    of_classes = isinstance(value, dict) and "classes" in value
     return Result(
         name="",
         path=folder if scores_file.name == SCORES else path,
@@ -82,7 +89,8 @@ def _read_result(path: Path) -> Result:
         run=RunFacts.from_json(read_json(folder / RUN), where=folder / RUN) if has_run else None,
         log=_read_log(folder / LOG) if has_run else (),
         first_log=_read_log(folder / FIRST_STAGE / LOG) if has_run else (),
-        scores=Scores.read(scores_file) if not path.is_dir() or scores_file.is_file() else None,
+        scores=None if value is None or of_classes else Scores.from_json(value, where=scores_file),
+        classes=ClassScores.from_json(value, where=scores_file) if of_classes else None,
     )
 
 
