@@ -45,6 +45,16 @@ def test_an_encoder_that_does_not_beat_pixels_is_said_to_fail(encoders):
     assert "Dice below 0.5" in task
 
 
+def test_a_difference_that_so_few_cases_cannot_show_is_no_failure(encoders):
+    noise = np.random.default_rng(1).normal(0, 0.2, (2, 6))
+    results = [
+        segmented(one.name, 0.5 + shift + noise[place])
+        for place, (one, shift) in enumerate(zip(encoders[:2], (0.1, 0.0), strict=True))
+    ]
+    told = findings(Standing(outcome_of(results, encoders[:2], {"organs": "patch_linear"})))[-1]
+    assert "It lies above random weights, but not beyond chance" in told
+
+
 def test_a_floor_that_is_better_is_said_to_be_better(encoders):
     assert "It fails: the raw pixels are better" in findings(standing_of(encoders, {"m": (0.3, 0.2, 0.5)}))[-1]
 

@@ -152,13 +152,14 @@ def _size_curves(standing: Standing) -> Iterator[Section]:
 
 
 def _reliability(standing: Standing) -> Iterator[Section]:
-    """Of each encoder where cases are classified."""
-    for entry in standing.outcome.grid.tasks:
-        for one in standing.board.get(entry.name, []):
-            if one.result.probabilities:
-                bins = reliability_bins(labels_of(one.result), np.array(one.result.probabilities))
-                drawn = tuple(ReliabilityBin(each.confidence, each.accuracy, each.count) for each in bins)
-                yield ReliabilitySection(title=f"{entry.name}: reliability of {one.encoder.name}", bins=drawn)
+    """Of the encoder with the highest score of each task that classifies."""
+    for task, entries in standing.board.items():
+        known = [one for one in entries if one.result.probabilities and one.score.mean is not None]
+        if known:
+            best = max(known, key=lambda one: one.score.mean or 0.0)
+            bins = reliability_bins(labels_of(best.result), np.array(best.result.probabilities))
+            drawn = tuple(ReliabilityBin(each.confidence, each.accuracy, each.count) for each in bins)
+            yield ReliabilitySection(title=f"{task}: reliability of {best.encoder.name}", bins=drawn)
 
 
 def _small_data(standing: Standing) -> Iterator[Section]:

@@ -98,6 +98,8 @@ def _against(standing: Standing, task: str, best: Entry, floor: Entry) -> str:
     if comparison.p_holm < LEVEL:
         return f"It fails: {name} are better ({_number(floor.score.mean)}; {facts})."
     able = "" if comparison.detectable is None else f"; this sample could have shown {comparison.detectable:.3f}"
+    if difference > SAME:
+        return f"It lies above {name}, but not beyond chance ({_number(floor.score.mean)}; {facts}{able})."
     return f"It fails to beat {name} ({_number(floor.score.mean)}; {facts}{able})."
 
 

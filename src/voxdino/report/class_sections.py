@@ -64,7 +64,9 @@ def class_sections(scores: ClassScores) -> tuple[Section, ...]:
 
 
 def _cases(scores: ClassScores) -> TableSection:
-    rows = tuple((one.case, one.reference, one.predicted, *one.probabilities) for one in scores.cases[:MOST_CASES])
+    rows: tuple[tuple[Cell, ...], ...] = tuple(
+        (one.case, one.reference, one.predicted, *one.probabilities) for one in scores.cases[:MOST_CASES]
+    )
     columns = (Column(title="Case"), Column(title="Reference"), Column(title="Predicted"))
     chances = tuple(Column(title=f"Probability of {name}", digits=3) for name in scores.classes)
     note = f"The first {MOST_CASES} of {scores.num_cases} cases." if scores.num_cases > MOST_CASES else ""
