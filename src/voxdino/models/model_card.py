@@ -6,6 +6,7 @@ from shlex import quote
 from typing import Any
 
 import voxdino
+from voxdino.models.backbones.timm_bridge import TimmConfig
 from voxdino.models.backbones.vit import ViTConfig
 from voxdino.models.weights_card import PretrainingFacts, WeightsCard
 
@@ -109,7 +110,7 @@ def _loading(
     else:
         code = f'from safetensors.torch import load_file\n\nstate = load_file("{weights}")'
         code += "  # timm has no model of this size; its Eva or VisionTransformer takes the names"
-    given = f"timm:{card.config.model}@{weights}" if card.config.family == "timm" else weights
+    given = f"timm:{card.config.model}@{weights}" if isinstance(card.config, TimmConfig) else weights
     told = "".join(f" --set {quote(f'{key}={value}')}" for key, value in settings.items())
     text = f"```python\n{code}\n```\n\n```sh\nvoxdino weights import {given} --name {name}{told}\n```"
     if settings:
