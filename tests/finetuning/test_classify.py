@@ -13,7 +13,8 @@ from voxdino.core.volume import Volume
 from voxdino.data.labelled import ImageShape, assemble_images, read_image
 from voxdino.finetuning.classify import ClassifyRecord, finetune_classifier
 from voxdino.finetuning.classify_recipes import CLASSIFY_RECIPES
-from voxdino.inference.classify import classify_cases, is_classifier, load_classifier
+from voxdino.inference.choose import is_classifier
+from voxdino.inference.classify import classify_cases, load_classifier
 from voxdino.models.backbones.build import build_backbone
 from voxdino.models.classifier import build_classifier, encoder_config
 from voxdino.models.registry import BACKBONES

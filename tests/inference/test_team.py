@@ -14,7 +14,7 @@ from voxdino.inference.cases import find_cases
 from voxdino.inference.postprocess import FILE_NAME, Postprocessing, Rule
 from voxdino.inference.run import predict_cases
 from voxdino.inference.settings import PredictSettings
-from voxdino.inference.team import MARGIN_MM, Team, load_team, team_of
+from voxdino.inference.team import MARGIN_MM, Team, load_team
 from voxdino.inference.tune import tune
 from voxdino.preparation.case import Case
 
@@ -75,7 +75,7 @@ def test_who_predicts_decides_the_digest(model):
         Team((model,), after=Postprocessing(rules={"liver": Rule(largest=True)})),
     ]
     assert len({team.digest for team in teams}) == len(teams)
-    assert team_of(model).digest == model.digest
+    assert teams[0].digest == model.digest
     assert [team.name for team in teams[:3]] == ["first", "first + second", "first in second"]
     assert teams[1].licence == "DINOv3 License"
 

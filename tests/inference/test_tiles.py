@@ -43,7 +43,7 @@ def test_half_precision_tiles_are_added_in_float32():
 
 
 def test_gaussian_weight_is_symmetric_largest_in_the_middle_and_nowhere_zero():
-    weight = gaussian_weight((9, 6))
+    weight = torch.from_numpy(gaussian_weight((9, 6)))
     torch.testing.assert_close(weight, weight.flip(0).flip(1))
     assert weight.argmax() in (4 * 6 + 2, 4 * 6 + 3)
     assert weight.max() == 1
@@ -53,5 +53,5 @@ def test_gaussian_weight_is_symmetric_largest_in_the_middle_and_nowhere_zero():
 
 def test_constant_logits_stay_constant_under_gaussian_blending():
     boxes = tile_boxes((21, 30), (8, 8), 0.5)
-    result = blend(((b, torch.full((2, 8, 8), -3.5)) for b in boxes), gaussian_weight((8, 8)), torch.zeros(2, 21, 30))
+    result = blend(((b, torch.full((2, 8, 8), -3.5)) for b in boxes), torch.from_numpy(gaussian_weight((8, 8))), torch.zeros(2, 21, 30))
     torch.testing.assert_close(result, torch.full((2, 21, 30), -3.5))

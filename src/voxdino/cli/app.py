@@ -11,6 +11,7 @@ from voxdino.cli.data import app as data
 from voxdino.cli.demo import demo
 from voxdino.cli.doctor import doctor
 from voxdino.cli.evaluate import evaluate
+from voxdino.cli.export import export
 from voxdino.cli.finetune import finetune
 from voxdino.cli.listing import list_names
 from voxdino.cli.pool import pool
@@ -52,6 +53,7 @@ app.command("finetune", rich_help_panel=ROAD)(finetune)
 app.command("predict", rich_help_panel=ROAD)(predict)
 app.command("tune", rich_help_panel=ROAD)(tune)
 app.command("evaluate", rich_help_panel=ROAD)(evaluate)
+app.command("export", rich_help_panel=ROAD)(export)
 app.command("report", rich_help_panel=ROAD)(report)
 app.command("benchmark", rich_help_panel=PRETRAINING)(benchmark)
 app.command("pool", rich_help_panel=PRETRAINING)(pool)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from voxdino.data.store import CaseStore
-from voxdino.inference.predictor import predicted_slab
+from voxdino.inference.parts import predicted_slab
 from voxdino.inference.tiles import slab_starts, tile_boxes
 from voxdino.models.precision import autocast, uses_bf16
 from voxdino.models.segmenter import Segmenter

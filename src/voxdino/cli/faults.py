@@ -11,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 from voxdino.core.errors import InputError, ResourceError, StoppedError, UsageError, VoxdinoError
+from voxdino.core.memory import is_out_of_memory
 
 AGAIN = "run the same command again to continue."
 REFUSED_BY_THE_SYSTEM = {
@@ -54,7 +55,7 @@ def describe(error: BaseException) -> VoxdinoError:
     if isinstance(error, OSError) and error.errno in REFUSED_BY_THE_SYSTEM:
         where = None if error.filename is None else str(error.filename)
         return ResourceError(f"{_reason(error)}.", where=where, fix=REFUSED_BY_THE_SYSTEM[error.errno])
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return ResourceError(
             f"out of memory ({error})." if str(error) else "out of memory.",
             fix="use fewer --workers, a smaller batch (--set plan.batch_size=...) or a machine with more memory.",
@@ -80,14 +81,6 @@ def _misuse(error: BaseException) -> UsageError:
     told = error.format_message()  # type: ignore[attr-defined]  # duck-typed: typer's class is private
     fact = f"{error}. Did you mean {known[0]}?" if known else told
     return UsageError(fact, where=command, fix=f"{command} --help lists what there is.")
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"  # torch on a GPU, without importing torch here
-        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))  # torch on the CPU
-    )
 
 
 def one_line(error: VoxdinoError) -> str:

@@ -19,8 +19,8 @@ from voxdino.cli.options import (
 from voxdino.cli.output import counting, end, say
 
 if TYPE_CHECKING:
+    from voxdino.inference.segmenting import Announced
     from voxdino.inference.settings import PredictSettings
-    from voxdino.inference.team import Team
 
 MOST_MAGNIFIED = 8.0
 
@@ -87,8 +87,7 @@ def predict(
     from voxdino.cli.summaries import partial_result, print_inputs, print_predictions
     from voxdino.core.errors import PartialError, UsageError
     from voxdino.inference.cases import find_cases, num_source_channels
-    from voxdino.inference.classify import is_classifier
-    from voxdino.inference.load import load_plan
+    from voxdino.inference.choose import is_classifier, load_segmenting, plan_of
     from voxdino.inference.outputs import OutputSettings, require_volumes_file, write_volumes
 
     if is_classifier(run[0]):
@@ -101,7 +100,7 @@ def predict(
     output = OutputSettings(format=output_format, keep_patient=keep_patient, probabilities=probabilities)
     if volumes is not None:
         require_volumes_file(volumes)
-    cases = find_cases(inputs, num_channels=num_source_channels(load_plan(run[0])), series=series)
+    cases = find_cases(inputs, num_channels=num_source_channels(plan_of(run[0])), series=series)
     if dry_run:
         if not json:
             print_inputs(cases)
@@ -110,8 +109,6 @@ def predict(
         return
     from voxdino.inference.run import RECORD_NAME, PredictRecord, predict_cases
     from voxdino.inference.settings import PredictSettings
-    from voxdino.inference.team import load_team
-    from voxdino.models.precision import resolve_device
 
     if second_look is not None and not 1 < second_look <= MOST_MAGNIFIED:
         fix = f"give a number above 1 and up to {MOST_MAGNIFIED:g}, such as 2."
@@ -124,7 +121,7 @@ def predict(
         amp=amp.value,
         gate=gate.value,
     )
-    team = load_team(run, localise=localise, clean_up=clean_up, device=resolve_device(device))
+    team = load_segmenting(run, localise=localise, clean_up=clean_up, device=device.value)
     if fast:
         settings = _hasty(settings, run[0])
     _require_magnifiable(second_look, team)
@@ -161,8 +158,7 @@ def predict(
 def _hasty(settings: "PredictSettings", run: Path) -> "PredictSettings":
     """With what --fast changes, and its cost told."""
     from voxdino.core.errors import UsageError
-    from voxdino.inference.settings import hasty
-    from voxdino.inference.tune import FAST_NAME, FastCost
+    from voxdino.inference.settings import FAST_NAME, FastCost, hasty
 
     if settings.mirror or settings.second_look is not None:
         raise UsageError("--fast goes with neither --mirror nor --second-look", fix="leave one of them out.")
@@ -171,19 +167,19 @@ def _hasty(settings: "PredictSettings", run: Path) -> "PredictSettings":
     return hasty(settings)
 
 
-def _require_magnifiable(second_look: float | None, team: "Team") -> None:
+def _require_magnifiable(second_look: float | None, team: "Announced") -> None:
     from voxdino.core.errors import UsageError
 
-    if second_look is not None and not all(model.segmenter.backbone.depth for model in team.models):
+    if second_look is not None and not team.magnifies:
         raise UsageError("--second-look magnifies what a backbone sees, and this model has none", fix="leave it out.")
 
 
-def _say_how(team: "Team", settings: "PredictSettings", num_cases: int) -> None:
+def _say_how(team: "Announced", settings: "PredictSettings", num_cases: int) -> None:
     """On stderr: who predicts, what is skipped, what is cleaned up."""
     from voxdino.inference.gate import is_gated
 
-    for model in team.models:
-        say(f"{num_cases} cases with {model.name} on {model.device} ({model.card.backbone.name}, {model.card.licence})")
+    for who in team.who:
+        say(f"{num_cases} cases with {who}")
     if is_gated(team.plan, settings.gate):
         say("air around the body is not looked at (--gate off)")
     if team.after.rules:

@@ -31,6 +31,15 @@ def require_memory(
         raise SafetyError(fact, where=where, fix=fix)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ended, on the machine or on a device; torch need not be there to know its errors."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch on a GPU
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))  # torch on the CPU
+    )
+
+
 def _free_of_machine() -> list[int]:
     for line in _text("/proc/meminfo").splitlines():
         if line.startswith("MemAvailable:"):

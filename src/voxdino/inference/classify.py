@@ -72,13 +72,6 @@ class ClassPredictions(Record):
     failed: dict[str, str]
 
 
-def is_classifier(run_folder: Path) -> bool:
-    """Whether the folder's model.json is one of a classifier."""
-    path = run_folder / "model.json"
-    value = read_json(path) if path.is_file() else None
-    return isinstance(value, dict) and "classes" in value
-
-
 def save_classifier(folder: Path, model: Classifier, card: ClassifierCard) -> None:
     """Write the tensors, model.json and then the manifest that makes them a model."""
     (folder / "manifest.json").unlink(missing_ok=True)  # while files change there is no model here

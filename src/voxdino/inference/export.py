@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from voxdino.core.errors import CheckpointError
 from voxdino.core.labels import LabelSet
 from voxdino.core.volume import LabelMap
+from voxdino.inference.finite import require_finite_logits
 from voxdino.preparation.orientation import CaseGeometry, restore_labels
 
 BYTES_AT_ONCE = 64 << 20  # of scores in the original size: bounds the memory for any number of classes
@@ -42,9 +42,8 @@ def export_labels(
 
 
 def _require_finite(checked: tuple[int, Tensor] | None) -> None:
-    if checked is not None and not bool(checked[1]):
-        fix = "predict with autocast off; if that does not help, the model is broken: train it again."
-        raise CheckpointError(f"the model gives NaN or infinite scores in slice {checked[0]} or after it.", fix=fix)
+    if checked is not None:
+        require_finite_logits(bool(checked[1]), checked[0])
 
 
 def class_indices(logits: Float[Tensor, "K h w"], size: tuple[int, int], labels: LabelSet) -> Int[Tensor, "H W"]:

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,10 +11,12 @@ from torch import Tensor, nn
 
 from voxdino.core.errors import ResourceError
 from voxdino.core.geometry import format_shape
+from voxdino.core.memory import is_out_of_memory
 from voxdino.data.loader import ReadAhead
 from voxdino.data.store import padding_values
-from voxdino.inference.gate import Ends, Gate, at_least
+from voxdino.inference.gate import Ends, Gate
 from voxdino.inference.load import LoadedModel
+from voxdino.inference.parts import Part, background_logits, padded, read_part
 from voxdino.inference.second_look import second_look
 from voxdino.inference.settings import PredictSettings
 from voxdino.inference.tiles import Box, blend, gaussian_weight, tile_boxes
@@ -26,19 +27,7 @@ from voxdino.preparation.slices import CaseSlices
 
 TILES_AT_ONCE = {"cpu": 2}  # activations of few tiles stay in a CPU's cache: larger batches are slower there
 _TILES_AT_ONCE = 32  # on devices that are the faster the more they have to do
-_BACKGROUND = 20.0  # logit of what is certain without looking
 _ROUNDED = (nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # by autocast, at every call
-
-
-@dataclass(frozen=True, eq=False)
-class Part:
-    """Slices first to last (context beside them) of rows and columns, in file values; raw None: nothing to see."""
-
-    first: int
-    last: int
-    rows: Ends
-    columns: Ends
-    raw: Shaped[Tensor, "C n h w"] | None
 
 
 class Frame:
@@ -50,12 +39,10 @@ class Frame:
     def __init__(self, model: LoadedModel, slices: CaseSlices, gate: Gate, settings: PredictSettings) -> None:
         self.model, self.slices, self.settings = model, slices, settings
         self._gate = gate
-        self.depth, self.size = slices.shape[1], slices.shape[2:]
+        self.size = slices.shape[2:]
         self._tile, self._context = model.plan.tile, model.plan.context_slices
-        self._weight = gaussian_weight(self._tile).to(model.device)
-        self._num_outputs = model.plan.labels.num_outputs
-        padded = (max(length, tile) for length, tile in zip(self.size, self._tile, strict=True))
-        self.slice_bytes = 4 * self._num_outputs * int(np.prod([*padded]))
+        self._weight = torch.from_numpy(gaussian_weight(self._tile)).to(model.device)
+        self._nothing = torch.from_numpy(background_logits(model.plan.labels)).to(model.device)[None, :, None, None]
         self.tiles_at_once = settings.slices_at_once or TILES_AT_ONCE.get(model.device.type, _TILES_AT_ONCE)
         self._bf16 = uses_bf16(model.device, settings.amp)
         self._segmenter = rounded_weights(model.segmenter) if self._bf16 else model.segmenter
@@ -63,52 +50,37 @@ class Frame:
     def logits(self, ranges: Sequence[Ends]) -> Iterator[Float[Tensor, "d K H W"]]:
         """Of ranges of slices, in turn; the next one is read while this one is computed."""
 
-        def read(position: int) -> Part | None:
+        def read(position: int) -> tuple[Part, Tensor | None] | None:
             return self._read(*ranges[position]) if position < len(ranges) else None
 
         with ReadAhead(read, num_threads=1, depth=2) as parts:
             for _, part in zip(ranges, parts, strict=False):
                 assert part is not None
-                yield self._logits(part)
+                yield self._logits(*part)
 
-    def _read(self, first: int, last: int) -> Part:
-        context = self._context
-        wanted = np.clip(np.arange(first - context, last + context), 0, self.depth - 1)
-        raw = self.slices.read(wanted.tolist())
-        found = self._gate.region(raw[:, context : raw.shape[1] - context], first)
-        if found is None:
-            return Part(first, last, (0, 0), (0, 0), None)
-        rows, columns = (at_least(*one) for one in zip(found, self._tile, self.size, strict=True))
-        cut = np.ascontiguousarray(raw[:, :, slice(*rows), slice(*columns)])
-        if cut.dtype == np.uint16:  # which torch hardly knows
-            cut = cut.astype(np.float32)
-        tensor = torch.from_numpy(cut)
-        return Part(first, last, rows, columns, tensor.pin_memory() if self.model.device.type == "cuda" else tensor)
-
-    def _logits(self, part: Part) -> Float[Tensor, "d K H W"]:
-        """Of whole slices; what lies outside the part is background."""
-        depth, device = part.last - part.first, self.model.device
-        shape = (depth, self._num_outputs, *self.size)
-        nothing = torch.full((1, self._num_outputs, 1, 1), 0.0, device=device)
-        if self.model.plan.labels.regions:
-            nothing -= _BACKGROUND
-        else:
-            nothing[:, 0] = _BACKGROUND
+    def _read(self, first: int, last: int) -> tuple[Part, Shaped[Tensor, "C n h w"] | None]:
+        part = read_part(self.slices, self.model.plan, self._gate, first, last)
         if part.raw is None:
-            return nothing.expand(shape)
-        raw, scaling = part.raw.to(device, non_blocking=True), self.slices.scaling
-        size, places = [], []
-        for length, tile in zip(raw.shape[2:], self._tile, strict=True):
-            size.append(max(length, tile))
-            before = (size[-1] - length) // 2
-            places.append(slice(before, before + length))
+            return part, None
+        raw = part.raw.astype(np.float32) if part.raw.dtype == np.uint16 else part.raw  # which torch hardly knows
+        tensor = torch.from_numpy(raw)
+        return part, tensor.pin_memory() if self.model.device.type == "cuda" else tensor
+
+    def _logits(self, part: Part, raw: Shaped[Tensor, "C n h w"] | None) -> Float[Tensor, "d K H W"]:
+        """Of whole slices; what lies outside the part is background."""
+        device = self.model.device
+        shape = (part.last - part.first, self._nothing.shape[1], *self.size)
+        if raw is None:
+            return self._nothing.expand(shape)
+        raw, scaling = raw.to(device, non_blocking=True), self.slices.scaling
+        size, places = padded(raw.shape[2:], self._tile)
         slab = torch.empty(len(scaling), raw.shape[1], *size, device=device)
         slab[:] = torch.from_numpy(padding_values(scaling)).to(device)[:, None, None, None]
         slab[:, :, places[0], places[1]] = normalise_tensor(raw, scaling)
         seen = self._until_it_fits(slab)[..., places[0], places[1]]
         if seen.shape[2:] == self.size:
             return seen
-        whole = nothing.expand(shape).clone()
+        whole = self._nothing.expand(shape).clone()
         whole[:, :, slice(*part.rows), slice(*part.columns)] = seen
         return whole
 
@@ -134,7 +106,7 @@ class Frame:
         with autocast(slab.device, self._bf16):
             if len(boxes) == 1 and step == depth:
                 return self._again(next(self._tiles(slab, boxes, 1))[1], slab)
-            out = torch.zeros((depth, self._num_outputs, *size), device=slab.device)
+            out = torch.zeros((depth, self._nothing.shape[1], *size), device=slab.device)
             for start in range(0, depth, step):
                 part = slab[:, start : start + step + seen_with]
                 per_pass = max(1, self.tiles_at_once // (part.shape[1] - seen_with))
@@ -203,7 +175,3 @@ def rounded_weights(segmenter: Segmenter) -> Segmenter:
         return segmenter
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*segmenter.parameters(), *segmenter.buffers())}
     return copy.deepcopy(segmenter, shared | rounded)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -12,6 +14,9 @@ import voxdino
 from voxdino.core.errors import CheckpointError
 from voxdino.core.records import Record
 from voxdino.core.safe_files import Manifest, digest_json, write_atomic
+from voxdino.core.volume import LabelMap, Volume
+from voxdino.inference.probe import PROBE_NAME, Probe, probe_crop
+from voxdino.inference.settings import PredictSettings
 from voxdino.models.backbones.build import build_backbone
 from voxdino.models.compose import build_segmenter
 from voxdino.models.precision import channels_last
@@ -49,9 +54,21 @@ class LoadedModel:
     digest: str
     device: torch.device
 
+    @property
+    def licence(self) -> str:
+        return self.card.licence
+
+    def segment(
+        self, volume: Volume, settings: PredictSettings, *, case: str, probabilities: Path | None = None
+    ) -> LabelMap:
+        """As a team of one (see `Team.segment`)."""
+        from voxdino.inference.team import Team  # which is made of loaded models
+
+        return Team((self,)).segment(volume, settings, case=case, probabilities=probabilities)
+
 
 def save_model(run_folder: str | PathLike[str], segmenter: Segmenter, plan: Plan, card: WeightsCard) -> None:
-    """Write model.safetensors, model.json and plan.json, then the manifest that makes them a model.
+    """Write model.safetensors, model.json, plan.json and the probe, then the manifest that makes them a model.
 
     Backbone included, so that the folder is all one needs. A tensor is stored in 16 bits where that loses nothing
     (frozen weights that came in 16 bits), else in 32. Errors: ResourceError when it cannot be written.
@@ -65,13 +82,16 @@ def save_model(run_folder: str | PathLike[str], segmenter: Segmenter, plan: Plan
         save_file(state, temporary, metadata={"format": "pt"})
     model_card.write(folder / "model.json")
     plan.write(folder / "plan.json")
-    Manifest.of(folder, MODEL_FILES).write(folder)
+    crop = probe_crop(plan)
+    Probe.of(crop, _logits(segmenter, crop)).write(folder / PROBE_NAME)
+    Manifest.of(folder, (*MODEL_FILES, PROBE_NAME)).write(folder)
 
 
 def load_model(run_folder: str | PathLike[str], device: str | torch.device = "cpu") -> LoadedModel:
     """The model of a run folder, in eval mode on `device`.
 
-    Errors: CheckpointError where a file is missing, damaged (digest), does not fit its model, or holds NaN.
+    Errors: CheckpointError where a file is missing, damaged (digest), does not fit its model, or holds NaN, and where
+    the probe comes out otherwise than when the model was written (models of before there were probes have none).
     """
     folder = _existing(run_folder)
     manifest = Manifest.read(folder)
@@ -87,8 +107,22 @@ def load_model(run_folder: str | PathLike[str], device: str | torch.device = "cp
     target = torch.device(device)
     channels_last(segmenter)  # as in training
     segmenter.to(target).eval().requires_grad_(False)
+    if PROBE_NAME in manifest.files:
+        manifest.verify(folder, [PROBE_NAME])
+        crop = probe_crop(plan)
+        Probe.read(folder / PROBE_NAME).require_same(crop, _logits(segmenter, crop), folder)
     digest = digest_json({name: manifest.files[name][0] for name in MODEL_FILES})
     return LoadedModel(segmenter, plan, card, folder.resolve().name, digest, target)
+
+
+@torch.no_grad()
+def _logits(segmenter: Segmenter, crop: Float[np.ndarray, "1 C Dk h w"]) -> Float[np.ndarray, "1 K D h w"]:
+    """In eval mode, wherever the model is; it stays as it was."""
+    is_training = segmenter.training
+    segmenter.eval()
+    logits = segmenter(torch.from_numpy(crop).to(next(segmenter.parameters()).device)).logits.float().cpu().numpy()
+    segmenter.train(is_training)
+    return np.asarray(logits)
 
 
 def load_plan(run_folder: str | PathLike[str]) -> Plan:

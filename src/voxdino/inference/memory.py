@@ -8,10 +8,9 @@ import numpy as np
 from voxdino.core.errors import ResourceError, VoxdinoError
 from voxdino.core.geometry import format_shape
 from voxdino.core.io import read_grid
-from voxdino.core.memory import available_memory
+from voxdino.core.memory import available_memory, is_out_of_memory
 from voxdino.core.safe_files import format_bytes
-from voxdino.inference.frame import is_out_of_memory
-from voxdino.inference.predictor import LOGIT_BYTES
+from voxdino.inference.parts import LOGIT_BYTES
 from voxdino.preparation.case import Case
 
 WORKING_BYTES = 8 * LOGIT_BYTES  # logits as made, blended and resized; activations; slices read ahead

@@ -14,18 +14,14 @@ from voxdino.inference.export import export_labels, resize_scores
 from voxdino.inference.frame import Frame
 from voxdino.inference.gate import Region, gate_for
 from voxdino.inference.load import LoadedModel
+from voxdino.inference.parts import LOGIT_BYTES, slice_bytes, slice_ranges
 from voxdino.inference.probabilities import keep_probabilities
 from voxdino.inference.settings import PredictSettings
-from voxdino.inference.tiles import gaussian_weight, slab_starts
+from voxdino.inference.tiles import blend_slabs, gaussian_weight
 from voxdino.preparation.orientation import CaseGeometry
 from voxdino.preparation.slices import CaseSlices, slice_case
 
-__all__ = ["LOGIT_BYTES", "PredictSettings", "Slab", "predict_slabs", "predict_volume", "predicted_slab"]
-
-LOGIT_BYTES = 64 << 20  # of logits held at once: two slices of 25 classes, or one of many
-PART = 8  # most slices in a part: smaller ones fit their body more tightly
-
-WHOLE = 1.5  # times the slab of training: so long a volume is predicted whole
+__all__ = ["PredictSettings", "Slab", "predict_slabs", "predict_volume"]
 
 Slab = tuple[int, Float[Tensor, "d K h w"]]
 
@@ -109,40 +105,16 @@ def predict_slabs(
     A model that sees slabs gets overlapping ones, whose logits are blended along the slice axis.
     """
     gate = gate_for(model.plan, slices.scaling, settings.gate, within)
-    frame = Frame(model, slices, gate, settings)
-    if model.plan.slab > 1:
-        yield from _blended(frame, predicted_slab(model.plan.slab, frame.depth), settings)
+    plan, num_bytes = model.plan, slice_bytes(model.plan, slices.shape[2:])
+    ranges = slice_ranges(
+        plan, slices.shape[1], overlap=settings.overlap, slice_bytes=num_bytes, logit_bytes=logit_bytes
+    )
+    logits = Frame(model, slices, gate, settings).logits(ranges)
+    slabs = ((first, part) for (first, _), part in zip(ranges, logits, strict=True))
+    if len(ranges) == 1 or plan.slab == 1:
+        yield from slabs
         return
-    step = max(1, min(PART, logit_bytes // frame.slice_bytes))
-    ranges = [(first, min(first + step, frame.depth)) for first in range(0, frame.depth, step)]
-    for (first, _), logits in zip(ranges, frame.logits(ranges), strict=True):
-        yield first, logits
-
-
-def predicted_slab(slab: int, num_slices: int) -> int:
-    """Slices of a volume that are predicted together: all where they are not many more than in training."""
-    return num_slices if num_slices <= WHOLE * slab else slab
-
-
-def _blended(frame: Frame, slab: int, settings: PredictSettings) -> Iterator[Slab]:
-    """Overlapping slabs, blended; slices are given out once no later slab reaches them."""
-    starts = slab_starts(frame.depth, slab, overlap=settings.overlap)
-    weight = gaussian_weight((slab,)).to(frame.model.device)[:, None, None, None]
-    held: Tensor | None = None  # (slices from `first` on, K, H, W), and the sum of their weights
-    total = torch.zeros(0, 1, 1, 1, device=frame.model.device)
-    first = 0
-    ranges = [(start, start + slab) for start in starts]
-    for number, logits in enumerate(frame.logits(ranges)):
-        start = starts[number]
-        missing = start + slab - first - (0 if held is None else len(held))
-        fresh = torch.zeros(missing, *logits.shape[1:], device=logits.device)
-        held = fresh if held is None else torch.cat((held, fresh))
-        total = torch.cat((total, torch.zeros(missing, 1, 1, 1, device=logits.device)))
-        held[start - first :].addcmul_(logits, weight)
-        total[start - first :] += weight
-        end = starts[number + 1] if number + 1 < len(starts) else frame.depth
-        yield first, held[: end - first] / total[: end - first]
-        held, total, first = held[end - first :], total[end - first :], end
+    yield from blend_slabs(slabs, gaussian_weight((ranges[0][1] - ranges[0][0],)).tolist())
 
 
 @torch.inference_mode()

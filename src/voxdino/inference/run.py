@@ -35,11 +35,10 @@ from voxdino.inference.ledger import (
     digest_inputs,
     earlier_record,
 )
-from voxdino.inference.load import LoadedModel
 from voxdino.inference.memory import memory_faults, needed_bytes, require_memory_for
 from voxdino.inference.outputs import OutputSettings, require_outputs, write_prediction
+from voxdino.inference.segmenting import Segmenting
 from voxdino.inference.settings import PredictSettings
-from voxdino.inference.team import Team, team_of
 from voxdino.preparation.case import Case
 from voxdino.preparation.check import Progress
 from voxdino.preparation.dataset import read_case
@@ -60,7 +59,7 @@ class PredictSummary(Record):
 
 def predict_cases(
     cases: Sequence[Case],
-    model: LoadedModel | Team,
+    model: Segmenting,
     out_folder: Path,
     *,
     settings: PredictSettings | None = None,
@@ -89,7 +88,7 @@ def predict_cases(
     started = time.monotonic()
     if not cases:
         raise UsageError("there is no case to predict.", fix="give image files, a folder of them, or a data set.")
-    team, settings, output = team_of(model), settings or PredictSettings(), output or OutputSettings()
+    team, settings, output = model, settings or PredictSettings(), output or OutputSettings()
     options = options or team.plan.read_options
     cases = [replace(case, series=case.series or options.series) for case in cases]
     fresh = PredictRecord(
@@ -209,7 +208,7 @@ class _Work:
     What a step raises comes out where its result is asked for, always in the order of the cases.
     """
 
-    def __init__(self, team: Team, how: PredictRecord, ledger: Ledger) -> None:
+    def __init__(self, team: Segmenting, how: PredictRecord, ledger: Ledger) -> None:
         self._team, self._how, self._ledger = team, how, ledger
 
     def fetch(self, case: Case) -> _Fetched:

@@ -7,6 +7,8 @@ from pydantic import Field
 from voxdino.core.records import Record
 from voxdino.inference.gate import GateKind
 
+FAST_NAME = "fast.json"
+
 
 class PredictSettings(Record):
     """How to predict; none of it changes what the model is.
@@ -32,3 +34,18 @@ class PredictSettings(Record):
 def hasty(settings: PredictSettings) -> PredictSettings:
     """What --fast does: tiles side by side instead of half over each other, each voxel seen once."""
     return settings.model_copy(update={"overlap": 0.0, "mirror": False, "second_look": None})
+
+
+class FastCost(Record):
+    """fast.json: mean Dice over classes and held-back cases, and seconds for all of them, usual and with --fast."""
+
+    num_cases: int
+    device: str
+    dice: float
+    dice_fast: float
+    seconds: float
+    seconds_fast: float
+
+    def in_words(self) -> str:
+        change, times = self.dice_fast - self.dice, self.seconds / max(self.seconds_fast, 1e-9)
+        return f"--fast: {change:+.4f} Dice, {times:.1f} times as fast ({self.num_cases} held-back cases)"

@@ -64,7 +64,17 @@ class Team:
     def licence(self) -> str:
         """Of all models, each once."""
         everyone = [*self.models, *([] if self.locator is None else [self.locator])]
-        return "; ".join(dict.fromkeys(model.card.licence for model in everyone))
+        return "; ".join(dict.fromkeys(model.licence for model in everyone))
+
+    @property
+    def who(self) -> tuple[str, ...]:
+        return tuple(
+            f"{model.name} on {model.device} ({model.card.backbone.name}, {model.licence})" for model in self.models
+        )
+
+    @property
+    def magnifies(self) -> bool:
+        return all(model.segmenter.backbone.depth for model in self.models)
 
     def segment(
         self, volume: Volume, settings: PredictSettings, *, case: str, probabilities: Path | None = None
@@ -95,11 +105,6 @@ def box_around(found: LabelMap, background: int) -> Sequence[slice] | None:
 
 def _margins(grid: Grid) -> list[int]:
     return [int(np.ceil(MARGIN_MM / length)) for length in grid.spacing]
-
-
-def team_of(models: LoadedModel | Team) -> Team:
-    """One model is a team of one."""
-    return models if isinstance(models, Team) else Team((models,))
 
 
 def load_team(

@@ -1,12 +1,12 @@
-"""Overlapping tiles that cover an image, and their blending into one map of logits."""
+"""Overlapping tiles that cover an image, and their blending into one map of logits: NumPy's arrays or torch's."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import product
 from math import ceil
+from typing import Any
 
-import torch
+import numpy as np
 from jaxtyping import Float
-from torch import Tensor
 
 Box = tuple[slice, ...]
 
@@ -33,27 +33,51 @@ def slab_starts(num_slices: int, slab: int, *, overlap: float) -> list[int]:
     return [box[0].start for box in tile_boxes((num_slices,), (slab,), overlap)]
 
 
-def gaussian_weight(tile: Sequence[int], *, sigma: float = 0.125) -> Float[Tensor, "*tile"]:
+def gaussian_weight(tile: Sequence[int], *, sigma: float = 0.125) -> Float[np.ndarray, "*tile"]:
     """Weights for blending: a Gaussian of `sigma` tile lengths, 1 in the middle, nowhere below 1e-3."""
-    weight = torch.ones(())
+    weight = np.ones((), dtype=np.float32)
     for length in tile:
-        offset = (torch.arange(length, dtype=torch.float32) - (length - 1) / 2) / (sigma * length)
-        weight = weight[..., None] * torch.exp(-0.5 * offset**2)
-    return (weight / weight.max()).clamp_min(1e-3)
+        offset = (np.arange(length, dtype=np.float32) - (length - 1) / 2) / (sigma * length)
+        weight = weight[..., None] * np.exp(-0.5 * offset**2)
+    return np.asarray((weight / weight.max()).clip(1e-3), dtype=np.float32)
 
 
 def blend(
-    tiles: Iterable[tuple[Box, Float[Tensor, "*channels_and_tile"]]],
-    weight: Float[Tensor, "*tile"],
-    out: Float[Tensor, "*channels_and_shape"],
-) -> Float[Tensor, "*channels_and_shape"]:
-    """Weighted mean of overlapping tiles in float32, written into `out` (zeros) and returned.
+    tiles: Iterable[tuple[Box, Float[Any, "*channels_and_tile"]]],
+    weight: Float[Any, "*tile"],
+    out: Float[Any, "*channels_and_shape"],
+) -> Float[Any, "*channels_and_shape"]:
+    """Weighted mean of overlapping tiles in float32, written into `out` (float32 zeros) and returned.
 
-    The last axes of the tiles and of `out` are those of the boxes; the boxes must cover `out`.
+    The last axes of the tiles and of `out` are those of the boxes; the boxes must cover `out`. Arrays of NumPy or
+    tensors, all of one device.
     """
-    total = torch.zeros(out.shape[out.ndim - weight.ndim :], dtype=torch.float32, device=out.device)
-    weight = weight.to(out.device)
+    total = out[(0,) * (out.ndim - weight.ndim)] * 0
     for box, tile in tiles:
-        out[(Ellipsis, *box)].addcmul_(tile.float(), weight)  # type: ignore[index]
+        part = out[(Ellipsis, *box)]
+        part += tile * weight  # bfloat16 becomes float32 here
         total[box] += weight
-    return out.div_(total)
+    out /= total
+    return out
+
+
+def blend_slabs(slabs: Iterable[tuple[int, Any]], weight: Sequence[float]) -> Iterator[tuple[int, Any]]:
+    """Overlapping slabs in their order, as (first slice, (d, K, H, W)), blended along d by `weight`.
+
+    Comes out slice by slice, as (position, (1, K, H, W)), each once no later slab reaches it.
+    """
+    held: dict[int, tuple[Any, float]] = {}  # slice -> weighted sum, and the sum of the weights
+    for first, slab in slabs:
+        yield from _given_out(held, [position for position in held if position < first])
+        for offset, logits in enumerate(slab):
+            total, weights = held.get(first + offset, (logits * 0, 0.0))
+            total += logits * weight[offset]
+            held[first + offset] = total, weights + weight[offset]
+    yield from _given_out(held, list(held))
+
+
+def _given_out(held: dict[int, tuple[Any, float]], positions: list[int]) -> Iterator[tuple[int, Any]]:
+    for position in positions:
+        total, weights = held.pop(position)
+        total /= weights
+        yield position, total[None]

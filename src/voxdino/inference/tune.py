@@ -6,33 +6,16 @@ from pathlib import Path
 
 from voxdino.core.errors import DatasetError
 from voxdino.core.io import read_label_map
-from voxdino.core.records import Record
 from voxdino.core.volume import LabelMap
 from voxdino.inference.load import LoadedModel
 from voxdino.inference.outputs import output_to_score
 from voxdino.inference.postprocess import FILE_NAME, Postprocessing, choose_postprocessing, mean_dice
 from voxdino.inference.run import output_file, predict_cases
-from voxdino.inference.settings import PredictSettings, hasty
+from voxdino.inference.settings import FAST_NAME, FastCost, PredictSettings, hasty
 from voxdino.preparation.case import Case
 from voxdino.preparation.check import Progress
 
-FAST_NAME = "fast.json"
 FOLDER = "tuning"
-
-
-class FastCost(Record):
-    """fast.json: mean Dice over classes and held-back cases, and seconds for all of them, usual and with --fast."""
-
-    num_cases: int
-    device: str
-    dice: float
-    dice_fast: float
-    seconds: float
-    seconds_fast: float
-
-    def in_words(self) -> str:
-        change, times = self.dice_fast - self.dice, self.seconds / max(self.seconds_fast, 1e-9)
-        return f"--fast: {change:+.4f} Dice, {times:.1f} times as fast ({self.num_cases} held-back cases)"
 
 
 def tune(
