@@ -19,7 +19,7 @@ from voxdino.inference import probabilities
 from voxdino.inference.cases import find_cases
 from voxdino.inference.export import export_labels
 from voxdino.inference.outputs import OutputSettings, write_volumes
-from voxdino.inference.probabilities import SUFFIX, keep_probabilities
+from voxdino.inference.probabilities import keep_probabilities
 from voxdino.inference.run import predict_cases
 from voxdino.preparation.orientation import slice_geometry
 
@@ -49,7 +49,7 @@ def test_the_largest_probability_is_the_label_in_every_orientation(tmp_path, num
     order, flips = ORIENTATIONS[number]
     grid = Grid.from_spacing((3, 4, 5), (0.7, 1.1, 3.0)).transposed(order, flips)
     geometry = slice_geometry(grid, slice_axis)
-    path = tmp_path / f"case{SUFFIX}"
+    path = tmp_path / f"case{PROBABILITIES_SUFFIX}"
     labels = export_labels(
         keep_probabilities(slabs_of(random_logits(geometry, 3)), path, geometry, LABELS), geometry, LABELS
     )
@@ -68,7 +68,7 @@ def test_the_largest_probability_is_the_label_in_every_orientation(tmp_path, num
 
 def test_regions_have_a_probability_each_and_pictures_two_axes(tmp_path):
     geometry = slice_geometry(Grid.from_spacing((4, 5), unit="px"), None)
-    path = tmp_path / f"case{SUFFIX}"
+    path = tmp_path / f"case{PROBABILITIES_SUFFIX}"
     logits = random_logits(geometry, 2)
     labels = export_labels(keep_probabilities(slabs_of(logits), path, geometry, REGIONS), geometry, REGIONS)
     file = blosc2.open(str(path))
@@ -83,7 +83,7 @@ def test_classes_a_few_at_a_time_have_the_same_probabilities(tmp_path, monkeypat
     found = []
     for at_once in (1 << 20, 4 * 9 * 11 * 2, 1):
         monkeypatch.setattr(probabilities, "BYTES_AT_ONCE", at_once)
-        path = tmp_path / f"{at_once}{SUFFIX}"
+        path = tmp_path / f"{at_once}{PROBABILITIES_SUFFIX}"
         for _ in keep_probabilities(slabs_of(logits), path, geometry, LABELS):
             pass
         found.append(blosc2.open(str(path))[:])
@@ -93,7 +93,7 @@ def test_classes_a_few_at_a_time_have_the_same_probabilities(tmp_path, monkeypat
 
 def test_a_run_that_stops_early_leaves_no_probabilities(tmp_path):
     geometry = slice_geometry(make_volume().grid, "S")
-    slabs = keep_probabilities(slabs_of(random_logits(geometry, 3)), tmp_path / f"a{SUFFIX}", geometry, LABELS)
+    slabs = keep_probabilities(slabs_of(random_logits(geometry, 3)), tmp_path / f"a{PROBABILITIES_SUFFIX}", geometry, LABELS)
     next(slabs)
     slabs.close()
     assert list(tmp_path.iterdir()) == []
@@ -104,7 +104,7 @@ def test_probabilities_lie_beside_the_label_map_and_are_made_again_when_damaged(
     cases, out = find_cases([tmp_path / "in"]), tmp_path / "out"
     output = OutputSettings(probabilities=True)
     predict_cases(cases, model, out, output=output)
-    path = out / f"case{SUFFIX}"
+    path = out / f"case{PROBABILITIES_SUFFIX}"
     labels = read_label_map(out / "case.nii.gz")
     np.testing.assert_array_equal(np.array([0, 5, 9])[blosc2.open(str(path))[:].argmax(axis=0)], labels.array)
     before = path.read_bytes()

@@ -12,12 +12,13 @@ from voxdino.cli.options import (
     LesionsOption,
     LossyOption,
     MapOption,
+    OnOption,
     SegmentOption,
     StrictOption,
     TrustOption,
     WorkersOption,
 )
-from voxdino.cli.output import counting, end, say
+from voxdino.cli.output import cohort_on, counting, end, say
 
 
 class Paper(StrEnum):
@@ -79,6 +80,7 @@ def evaluate(
     segment: SegmentOption = None,
     strict: StrictOption = False,
     workers: WorkersOption = None,
+    on: OnOption = None,
     json: JsonOption = False,
 ) -> None:
     """Score predictions: Dice, IoU, HD95, ASSD, NSD and volumes per case, with mean and 95 % interval.
@@ -111,7 +113,8 @@ def evaluate(
     pairs, label_set, known_groups = find_pairs(predictions, references, labels, options)
     patients = known_groups if groups is None else read_groups(groups, pairs)
     seen = _pretrained_on(predictions, run, [case for case, *_ in pairs]) if run else ()
-    with counting("scoring") as on_progress:
+    over_cases = None if on is None else cohort_on(on, "cpu").over_cases
+    with counting("scoring", tell=on is not None) as on_progress:
         scores = score(
             pairs,
             label_set,
@@ -123,6 +126,7 @@ def evaluate(
             groups=patients or None,
             num_workers=workers,
             strict=strict,
+            over_cases=over_cases,
             on_progress=on_progress,
         )
     scores = scores.model_copy(update={"warnings": (*scores.warnings, *seen)})

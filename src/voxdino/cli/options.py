@@ -91,3 +91,10 @@ LesionsOption = Annotated[
 TimeBudgetOption = Annotated[
     str | None, typer.Option("--time-budget", metavar="TIME", help="Be done within, e.g. 10m or 1h30m.")
 ]
+OnOption = Annotated[
+    str | None,
+    typer.Option("--on", metavar="WHERE", help="local:N processes here, ray, or ray://HOST:PORT: many cases at a time."),
+]
+ShardOption = Annotated[
+    str | None, typer.Option("--shard", metavar="I/N", help="Only part I (from 1) of N, for arrays of jobs.")
+]

@@ -5,10 +5,13 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from voxdino.cli.faults import PartlyFailedError
 from voxdino.core.errors import VoxdinoError
+
+if TYPE_CHECKING:
+    from voxdino.cohort.dispatch import Cohort
 
 
 def say(text: str) -> None:
@@ -61,13 +64,29 @@ def relative(path: Path) -> str:
         return str(path)
 
 
+def cohort_on(where: str, device: str) -> "Cohort":
+    """The workers of --on. Errors: UsageError, and ResourceError where they cannot be had."""
+    from voxdino.cohort.crew import parse_crew
+    from voxdino.cohort.dispatch import Cohort
+
+    return Cohort(parse_crew(where, num_gpus=1.0 if device == "cuda" else 0.0), on_note=say)
+
+
 @contextmanager
-def counting(text: str) -> Iterator[Callable[..., None]]:
-    """A progress bar on stderr, gone when done; yields the callback (done, total, ...) that libraries call."""
+def counting(text: str, *, tell: bool = False) -> Iterator[Callable[..., None]]:
+    """A progress bar on stderr, gone when done; yields the callback (done, total, ...) that libraries call.
+
+    tell: where nobody watches (no terminal), say now and then how far it is and how fast it goes.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
+    if tell and not console.is_terminal:
+        from voxdino.cohort.pace import Pace
+
+        yield Pace(say)
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(text, total=None)

@@ -13,10 +13,12 @@ from voxdino.cli.options import (
     JsonOption,
     NanOption,
     NanPolicy,
+    OnOption,
     SeriesOption,
+    ShardOption,
     StrictOption,
 )
-from voxdino.cli.output import counting, end, say
+from voxdino.cli.output import cohort_on, counting, end, say
 
 if TYPE_CHECKING:
     from voxdino.inference.segmenting import Announced
@@ -75,6 +77,8 @@ def predict(
     volumes: Annotated[
         Path | None, typer.Option("--volumes", help="Table of the volumes of all cases: a .csv or .json file.")
     ] = None,
+    on: OnOption = None,
+    shard: ShardOption = None,
     nan_policy: NanOption = NanPolicy.refuse,
     series: SeriesOption = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the predictions of another model.")] = False,
@@ -86,6 +90,7 @@ def predict(
     """Segment (or classify) images with a fine-tuned model. Run it again to continue; finished cases are kept."""
     from voxdino.cli.summaries import partial_result, print_inputs, print_predictions
     from voxdino.core.errors import PartialError, UsageError
+    from voxdino.core.shards import Shard
     from voxdino.inference.cases import find_cases, num_source_channels
     from voxdino.inference.choose import is_classifier, load_segmenting, plan_of
     from voxdino.inference.outputs import OutputSettings, require_volumes_file, write_volumes
@@ -101,13 +106,21 @@ def predict(
     if volumes is not None:
         require_volumes_file(volumes)
     cases = find_cases(inputs, num_channels=num_source_channels(plan_of(run[0])), series=series)
+    part = None if shard is None else Shard.parse(shard)
+    if part is not None:
+        cases = part.of(cases)
+        if not cases:
+            say(f"shard {shard} has no case: there are fewer cases than shards")
+            end({"cases": []}, None, as_json=json)
+            return
     if dry_run:
         if not json:
             print_inputs(cases)
             print(f"would predict {len(cases)} cases with {', '.join(map(str, run))} into {out}")
         end({"cases": [case.id for case in cases]}, None, as_json=json)
         return
-    from voxdino.inference.run import RECORD_NAME, PredictRecord, predict_cases
+    from voxdino.inference.ledger import PredictRecord, record_name
+    from voxdino.inference.run import predict_cases
     from voxdino.inference.settings import PredictSettings
 
     if second_look is not None and not 1 < second_look <= MOST_MAGNIFIED:
@@ -129,7 +142,13 @@ def predict(
     options = team.plan.read_options
     if nan_policy is NanPolicy.fill:
         options = options.model_copy(update={"nan_policy": "fill"})
-    with counting("predicting") as on_progress:
+    spread = None
+    if on is not None:
+        from voxdino.cohort.predicting import Models, Spread
+
+        models = Models(tuple(one.absolute() for one in run), localise, clean_up, device.value)
+        spread = Spread(cohort_on(on, device), models)
+    with counting("predicting", tell=on is not None) as on_progress:
         try:
             summary = predict_cases(
                 cases,
@@ -140,13 +159,15 @@ def predict(
                 output=output,
                 strict=strict,
                 overwrite=overwrite,
+                shard=part,
+                spread=spread,
                 on_progress=on_progress,
                 on_note=say,
             )
         except PartialError as error:
             if volumes is not None:
-                write_volumes(volumes, PredictRecord.read(out / RECORD_NAME).list_volumes())
-            end(partial_result(out), error, as_json=json)
+                write_volumes(volumes, PredictRecord.read(out / record_name(part)).list_volumes())
+            end(partial_result(out, part), error, as_json=json)
             return
     if volumes is not None:
         write_volumes(volumes, summary.record.list_volumes())

@@ -12,6 +12,7 @@ from voxdino.cli.options import (
     MapOption,
     NanOption,
     NanPolicy,
+    OnOption,
     SeedOption,
     SegmentOption,
     SeriesOption,
@@ -39,6 +40,7 @@ def prepare(
     set_: SetOption = None,
     seed: SeedOption = None,
     workers: WorkersOption = None,
+    on: OnOption = None,
     strict: StrictOption = False,
     dry_run: DryRunOption = False,
     json: JsonOption = False,
@@ -68,7 +70,7 @@ def prepare(
         num_workers=workers,
     )
     if not dry_run:
-        prepare_planned(planned, workdir, num_workers=workers)
+        prepare_planned(planned, workdir, num_workers=workers, on=on)
     result = {"workdir": str(workdir), "plan": planned.plan.to_json(), "check": planned.report.to_json()}
     if not json:
         print_plan(planned)

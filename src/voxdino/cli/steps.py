@@ -11,7 +11,7 @@ import numpy as np
 
 from voxdino.cli.findings import first_error, print_findings
 from voxdino.cli.options import AUTO
-from voxdino.cli.output import counting, format_seconds, relative, say
+from voxdino.cli.output import cohort_on, counting, format_seconds, relative, say
 from voxdino.core.errors import PartialError, UsageError
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.safe_files import lock_folder, write_json
@@ -23,6 +23,7 @@ from voxdino.preparation.memory import BackboneProbe
 from voxdino.preparation.plan import DEFAULT_BACKBONE, Plan, make_plan
 from voxdino.preparation.prepare import prepare
 from voxdino.preparation.splits import make_splits
+from voxdino.preparation.workers import run_over_cases
 
 if TYPE_CHECKING:  # torch stays out of the process that prepares
     from voxdino.finetuning.config import FinetuneConfig
@@ -103,8 +104,10 @@ def _changes(earlier: Plan, plan: Plan) -> str:
     return ", ".join(told) or "with the same values"
 
 
-def prepare_planned(planned: Planned, workdir: Path, *, num_workers: int | None) -> None:
+def prepare_planned(planned: Planned, workdir: Path, *, num_workers: int | None, on: str | None = None) -> None:
     """Write check.json, fingerprint.json, plan.json, splits.json and the prepared cases to `workdir`.
+
+    on: where the cases are prepared (--on); None: by processes of this one.
 
     Errors: UsageError where the folder holds the work on another data set.
     """
@@ -118,8 +121,16 @@ def prepare_planned(planned: Planned, workdir: Path, *, num_workers: int | None)
         if not planned.kept:
             planned.plan.write(path)
         write_json(workdir / "splits.json", [split.to_json() for split in planned.splits])
-    with counting("preparing") as on_progress:
-        summary = prepare(planned.dataset, planned.plan, workdir, num_workers=num_workers, on_progress=on_progress)
+    over_cases = run_over_cases if on is None else cohort_on(on, "cpu").over_cases
+    with counting("preparing", tell=on is not None) as on_progress:
+        summary = prepare(
+            planned.dataset,
+            planned.plan,
+            workdir.absolute(),
+            num_workers=num_workers,
+            over_cases=over_cases,
+            on_progress=on_progress,
+        )
     kept = f", {summary.num_kept} were there already" if summary.num_kept else ""
     say(f"{summary.num_prepared} cases prepared in {format_seconds(summary.elapsed_s)}{kept}")
     if not planned.kept or not (workdir / CHECK_PICTURE).is_file():

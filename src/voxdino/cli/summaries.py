@@ -15,6 +15,8 @@ from voxdino.core.safe_files import read_json
 from voxdino.evaluation.classified import ClassScores
 from voxdino.evaluation.report import lesion_table, report_table
 from voxdino.evaluation.scores import Scores
+from voxdino.core.shards import Shard
+from voxdino.inference.ledger import record_name
 from voxdino.inference.run import RECORD_NAME, PredictSummary
 from voxdino.preparation.case import Case
 
@@ -49,9 +51,9 @@ def format_volume(value: float) -> str:
     return f"{value:,.0f}".replace(",", " ") if value >= 100 else f"{value:.1f}"
 
 
-def partial_result(folder: Path) -> dict[str, Any]:
-    """What predictions.json says after some cases failed."""
-    return {"folder": str(folder), "record": read_json(folder / RECORD_NAME)}
+def partial_result(folder: Path, shard: Shard | None = None) -> dict[str, Any]:
+    """What predictions.json (of the shard) says after some cases failed."""
+    return {"folder": str(folder), "record": read_json(folder / record_name(shard))}
 
 
 def print_scores(scores: Scores) -> None:

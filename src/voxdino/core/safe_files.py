@@ -191,12 +191,12 @@ def _host_tag() -> str:
 
 
 @contextmanager
-def lock_folder(folder: str | PathLike[str]) -> Iterator[None]:
-    """Hold the only writer's lock of `folder`. The kernel frees it when the process dies, however it dies.
+def lock_folder(folder: str | PathLike[str], *, part: str = "") -> Iterator[None]:
+    """Hold the only writer's lock of `folder` (of a `part` of what is in it). The kernel frees it when the process dies, however it dies.
 
     Errors: ResourceError naming pid and host of the run that holds it.
     """
-    path = Path(folder) / LOCK_NAME
+    path = Path(folder) / f"{LOCK_NAME}{part and f'-{part}'}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)

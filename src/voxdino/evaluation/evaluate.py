@@ -1,8 +1,10 @@
 """From pairs of label files to scores: read, check the grids, measure every structure, average with intervals."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from voxdino.core.errors import DatasetError, GeometryError, VoxdinoError, without_folders
@@ -17,6 +19,9 @@ from voxdino.evaluation.metrics import USUAL_METRICS
 from voxdino.evaluation.scores import FailedCase, Scores
 from voxdino.evaluation.summarise import ScoredCase, summarise
 from voxdino.preparation.check import Progress
+from voxdino.preparation.workers import Outcome, OverCases
+
+Pair = tuple[str, Path, Path]  # case id, prediction, reference
 
 
 def evaluate(
@@ -31,6 +36,7 @@ def evaluate(
     groups: Mapping[str, str] | None = None,
     num_workers: int | None = None,
     strict: bool = False,
+    over_cases: OverCases | None = None,
     on_progress: Progress | None = None,
 ) -> Scores:
     """Score predictions against references, each pair on its own grid: (case id, prediction file, reference file).
@@ -42,6 +48,7 @@ def evaluate(
     min_overlap: share of a lesion that must be marked for it to count as found; 0: one voxel is enough.
     empty:       "undefined": every metric's own rule for empty masks; "score": both empty is the best value, one empty
                  the worst. Paper columns (meddinov3:hd95 ...) keep their paper's rule.
+    over_cases:  where the pairs are scored; None: by threads of this process.
     groups:      case id -> patient: means stay those over cases, intervals are over patients. None: over cases.
     on_progress(done, total) is called after every case. Errors: UsageError for an unknown metric.
     """
@@ -50,25 +57,64 @@ def evaluate(
     if not pairs:
         raise DatasetError("there is no prediction to score.", fix="check the folders of predictions and references.")
 
-    def score(pair: tuple[str, Path, Path]) -> ScoredCase | FailedCase:
+    score = _Score(labels, options, measures, strict)
+    results: list[ScoredCase | FailedCase] = []
+    with _scoring(score, pairs, num_workers, over_cases) as scored_pairs:
+        for result in scored_pairs:
+            results.append(result)
+            if on_progress:
+                on_progress(len(results), len(pairs))
+    order = {case: position for position, (case, *_) in enumerate(pairs)}
+    results.sort(key=lambda result: order[_case_of(result)])
+    scored = [result for result in results if isinstance(result, ScoredCase)]
+    failed = [result for result in results if isinstance(result, FailedCase)]
+    return summarise(scored, failed, labels, measures, groups)
+
+
+@dataclass(frozen=True)
+class _Score:
+    """Scores a pair, here or on another machine."""
+
+    labels: LabelSet
+    options: ReadOptions
+    measures: Measures
+    strict: bool
+
+    def __call__(self, pair: Pair) -> ScoredCase | FailedCase:
         case, prediction, reference = pair
         try:
-            return _score_files(case, prediction, reference, labels, options, measures)
+            return _score_files(case, prediction, reference, self.labels, self.options, self.measures)
         except VoxdinoError as error:
-            if strict:
+            if self.strict:
                 raise
             folders = {reference.parent: "reference ", prediction.parent: ""}
             return FailedCase(case=case, message=without_folders(error, folders))
 
-    results: list[ScoredCase | FailedCase] = []
-    with ThreadPoolExecutor(num_workers or len(os.sched_getaffinity(0))) as pool:
-        for result in pool.map(score, pairs):
-            results.append(result)
-            if on_progress:
-                on_progress(len(results), len(pairs))
-    scored = [result for result in results if isinstance(result, ScoredCase)]
-    failed = [result for result in results if isinstance(result, FailedCase)]
-    return summarise(scored, failed, labels, measures, groups)
+
+@contextmanager
+def _scoring(
+    score: _Score, pairs: Sequence[Pair], num_workers: int | None, over_cases: OverCases | None
+) -> Iterator[Iterator[ScoredCase | FailedCase]]:
+    """The scores of the pairs as they come: by threads of this process, or wherever `over_cases` works."""
+    if over_cases is None:
+        with ThreadPoolExecutor(num_workers or len(os.sched_getaffinity(0))) as pool:
+            yield pool.map(score, pairs)
+        return
+    with closing(over_cases(score, pairs, [case for case, *_ in pairs])) as outcomes:
+        yield (_end_of(outcome, pairs[outcome.index][0], score.strict) for outcome in outcomes)
+
+
+def _end_of(outcome: Outcome[ScoredCase | FailedCase], case: str, strict: bool) -> ScoredCase | FailedCase:
+    if outcome.fault is None:
+        assert outcome.value is not None
+        return outcome.value
+    if strict:
+        raise outcome.fault.error
+    return FailedCase(case=case, message=str(outcome.fault.error))
+
+
+def _case_of(result: ScoredCase | FailedCase) -> str:
+    return result.case if isinstance(result, FailedCase) else result.rows[0].case
 
 
 def prediction_options(options: ReadOptions, labels: LabelSet) -> ReadOptions:

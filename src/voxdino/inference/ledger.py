@@ -1,5 +1,6 @@
 """predictions.json: what was predicted from which files by which model, and what is still right of it."""
 
+import re
 import time
 from collections.abc import Callable
 from itertools import chain, count
@@ -12,11 +13,13 @@ from voxdino.core.io import image_suffix, read_label_map, reading
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.records import Record
 from voxdino.core.safe_files import digest_file, digest_path, require_file, require_inside
+from voxdino.core.shards import Shard
 from voxdino.inference.outputs import OutputSettings
 from voxdino.inference.settings import PredictSettings
 from voxdino.preparation.case import Case
 
 RECORD_NAME = "predictions.json"
+_SHARD = re.compile(r"predictions\.(\d+of\d+)\.json")
 RECORD_EVERY_S = 1.0  # cases done since the last record are predicted again after a kill, to the same bytes
 
 
@@ -62,8 +65,10 @@ class Ledger:
         record: PredictRecord,
         cases: dict[str, CasePrediction],
         on_note: Callable[[str], None] | None = None,
+        *,
+        name: str = RECORD_NAME,
     ) -> None:
-        self.folder, self.record, self.cases = folder, record, dict(cases)
+        self.folder, self.record, self.cases, self._name = folder, record, dict(cases), name
         self._on_note = on_note
         self._written_at = 0.0
 
@@ -102,7 +107,7 @@ class Ledger:
     def write(self, failed: dict[str, str] | None = None) -> PredictRecord:
         update = {"cases": dict(sorted(self.cases.items())), "failed": failed or {}}
         self.record = self.record.model_copy(update=update)
-        self.record.write(self.folder / RECORD_NAME)
+        self.record.write(self.folder / self._name)
         self._written_at = time.monotonic()
         return self.record
 
@@ -128,29 +133,43 @@ def differences(earlier: PredictRecord, fresh: PredictRecord) -> list[str]:
     return [name for name in decisive if getattr(earlier, name) != getattr(fresh, name)]
 
 
-def earlier_record(
+def earlier_cases(
     folder: Path, fresh: PredictRecord, outputs: dict[str, Path], *, overwrite: bool
-) -> PredictRecord | None:
-    """The record in the folder. Errors: UsageError where predicting would replace what is not of this model."""
-    path = folder / RECORD_NAME
-    if path.is_file():
-        earlier = PredictRecord.read(path)
-        other = differences(earlier, fresh)
-        if overwrite or not other:
-            return earlier
-        names = {
-            "model_digest": f"model ({earlier.model})",
-            "read_options": "reading options",
-            "output": "format or other files beside it",
-        }
-        told = ", ".join(names.get(name, name) for name in other)
-        fact = f"holds predictions made with another {told}."
-        raise UsageError(fact, where=folder, fix="choose another output folder, or --overwrite.")
-    there = [output for output in outputs.values() if output.exists()]
-    if there and not overwrite:
+) -> tuple[dict[str, CasePrediction], dict[str, CasePrediction]]:
+    """The cases of the records in the folder, those of shards too: made as these will be, and made otherwise.
+
+    Errors: UsageError where predicting would replace what is not of this model.
+    """
+    paths = [path for path in (folder / RECORD_NAME, *shard_records(folder)) if path.is_file()]
+    if not paths and not overwrite and (there := [output for output in outputs.values() if output.exists()]):
         fact = f"{len(there)} of the files to write exist and are no predictions recorded here, first {there[0].name}."
         raise UsageError(fact, where=folder, fix="choose another output folder, or --overwrite.")
-    return None
+    alike: dict[str, CasePrediction] = {}
+    otherwise: dict[str, CasePrediction] = {}
+    for path in paths:
+        record = PredictRecord.read(path)
+        other = differences(record, fresh)
+        if other and not overwrite:
+            names = {
+                "model_digest": f"model ({record.model})",
+                "read_options": "reading options",
+                "output": "format or other files beside it",
+            }
+            told = ", ".join(names.get(name, name) for name in other)
+            fact = f"holds predictions made with another {told}."
+            raise UsageError(fact, where=folder, fix="choose another output folder, or --overwrite.")
+        (otherwise if other else alike).update(record.cases)
+    return alike, {name: case for name, case in otherwise.items() if name not in alike}
+
+
+def record_name(shard: Shard | None) -> str:
+    """predictions.json; of a shard predictions.2of8.json."""
+    return RECORD_NAME if shard is None else f"predictions.{shard}.json"
+
+
+def shard_records(folder: Path) -> list[Path]:
+    """The records of shards in a folder of predictions."""
+    return sorted(path for path in folder.glob("predictions.*of*.json") if _SHARD.fullmatch(path.name))
 
 
 def digest_inputs(case: Case) -> dict[str, str]:

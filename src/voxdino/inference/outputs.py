@@ -7,6 +7,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from voxdino.core.arrays import ARRAY_SUFFIX
 from voxdino.core.errors import UsageError, VoxdinoError
 from voxdino.core.io import read_grid
 from voxdino.core.io.dicom_output import DicomOutput
@@ -15,9 +16,9 @@ from voxdino.core.labels import LabelSet
 from voxdino.core.records import Record
 from voxdino.core.safe_files import write_json, write_text
 from voxdino.core.volume import LabelMap
-from voxdino.inference import probabilities
 from voxdino.preparation.case import Case
 
+PROBABILITIES_SUFFIX = f".probabilities{ARRAY_SUFFIX}"
 VOLUME_COLUMNS = ("case", "label", "volume", "unit")
 
 
@@ -43,7 +44,7 @@ class OutputSettings(Record):
         """CASE.probabilities.b2nd beside the label map; None where nobody asked."""
         if not self.probabilities:
             return None
-        return output.with_name(output.name.removesuffix(self.suffix_of(case)) + probabilities.SUFFIX)
+        return output.with_name(output.name.removesuffix(self.suffix_of(case)) + PROBABILITIES_SUFFIX)
 
 
 def output_to_score(cases: Sequence[Case], ndim: int) -> OutputSettings:

@@ -13,13 +13,10 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from voxdino.core.arrays import ARRAY_SUFFIX
 from voxdino.core.labels import LabelSet
 from voxdino.core.safe_files import write_atomic
 from voxdino.inference.export import BYTES_AT_ONCE, resize_scores
 from voxdino.preparation.orientation import CaseGeometry
-
-SUFFIX = f".probabilities{ARRAY_SUFFIX}"
 
 Slab = tuple[int, Float[Tensor, "d K h w"]]
 

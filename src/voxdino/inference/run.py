@@ -24,6 +24,7 @@ from voxdino.core.io.writers import Origin, require_referable
 from voxdino.core.memory import available_memory
 from voxdino.core.records import Record
 from voxdino.core.safe_files import digest_file, lock_folder, require_inside, sweep_temporary
+from voxdino.core.shards import Shard
 from voxdino.core.volume import LabelMap, Volume
 from voxdino.inference.cases import num_source_channels
 from voxdino.inference.ledger import (
@@ -31,9 +32,10 @@ from voxdino.inference.ledger import (
     CasePrediction,
     Ledger,
     PredictRecord,
-    differences,
     digest_inputs,
-    earlier_record,
+    earlier_cases,
+    record_name,
+    shard_records,
 )
 from voxdino.inference.memory import memory_faults, needed_bytes, require_memory_for
 from voxdino.inference.outputs import OutputSettings, require_outputs, write_prediction
@@ -45,6 +47,10 @@ from voxdino.preparation.dataset import read_case
 from voxdino.preparation.plan import Plan
 
 __all__ = ["RECORD_NAME", "CasePrediction", "PredictRecord", "PredictSummary", "output_file", "predict_cases"]
+
+
+CaseEnd = tuple[Case, CasePrediction | VoxdinoError | None]  # None: its prediction was there already
+Spreading = Callable[[Sequence[tuple[Case, CasePrediction | None]], PredictRecord, Path], Iterator[CaseEnd]]
 
 
 class PredictSummary(Record):
@@ -67,6 +73,8 @@ def predict_cases(
     output: OutputSettings | None = None,
     strict: bool = False,
     overwrite: bool = False,
+    shard: Shard | None = None,
+    spread: Spreading | None = None,
     on_progress: Progress | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> PredictSummary:
@@ -80,6 +88,9 @@ def predict_cases(
     strict:    stop at the first bad case with its own error. Otherwise it is listed, the others go on, and a
                PartialError comes at the end (the case's own error where there is only one case).
     overwrite: replace the predictions of another model or of other settings.
+    shard:     these cases are one of several parts, predicted at the same time: the record is predictions.IofN.json.
+               A call without it, afterwards, keeps what they made and leaves one predictions.json.
+    spread:    who computes, in place of this process.
     on_progress(done, total) is called after every case; on_note(text) with the memory that the largest case needs, and
     for every prediction that was edited since it was made and has to go: it is kept as CASE.edited.*.
 
@@ -100,22 +111,25 @@ def predict_cases(
         output=output,
     )
     require_outputs(cases, output)
-    with lock_folder(out_folder):
+    with lock_folder(out_folder, part="" if shard is None else str(shard)):
         sweep_temporary(out_folder)
         outputs = {case.id: output_file(case, out_folder, output) for case in cases}
-        earlier = earlier_record(out_folder, fresh, outputs, overwrite=overwrite)
-        ledger = Ledger(out_folder, fresh, earlier.cases if earlier else {}, on_note)
-        told = require_memory_for(cases)
+        alike, otherwise = earlier_cases(out_folder, fresh, outputs, overwrite=overwrite)
+        mine = {name: case for name, case in {**alike, **otherwise}.items() if shard is None or name in outputs}
+        ledger = Ledger(out_folder, fresh, mine, on_note, name=record_name(shard))
+        told = "" if spread else require_memory_for(cases)
         if on_note and told:
             on_note(told)
-        if earlier and differences(earlier, fresh):
-            for name in earlier.cases:
-                ledger.forget(name)
+        for name in otherwise:
+            ledger.forget(name)
         ledger.write()
         failed: dict[str, str] = {}
         num_kept = 0
         try:
-            ends = _ends(cases, _Work(team, fresh, ledger), outputs)
+            if spread is None:
+                ends = _ends(cases, _Work(team, fresh, ledger), outputs)
+            else:
+                ends = spread([(case, ledger.cases.get(case.id)) for case in cases], fresh, out_folder)
             for position, (case, end) in enumerate(ends, start=1):
                 if isinstance(end, CasePrediction):
                     ledger.cases[case.id] = end
@@ -124,6 +138,7 @@ def predict_cases(
                 elif strict or len(cases) == 1:
                     raise end
                 else:
+                    ledger.cases.pop(case.id, None)
                     folders = {image.parent: "" for image in case.files} | {out_folder: ""}
                     failed[case.id] = without_folders(end, folders)
                 if on_progress:
@@ -131,6 +146,9 @@ def predict_cases(
                 ledger.write_now_and_then()
         finally:
             record = ledger.write(failed)
+        if shard is None:
+            for path in shard_records(out_folder):  # what is right of it is in predictions.json now
+                path.unlink(missing_ok=True)
     if failed:
         raise PartialError(
             f"{len(failed)} of {len(cases)} cases failed: {'; '.join(failed.values())}",
@@ -146,9 +164,24 @@ def predict_cases(
     )
 
 
+def predict_one(
+    case: Case, earlier: CasePrediction | None, team: Segmenting, how: PredictRecord, folder: Path
+) -> CasePrediction | None:
+    """As `predict_cases` for one case, where others keep the ledger: what became of it; None where `earlier` still holds.
+
+    Errors: those of the case.
+    """
+    ledger = Ledger(folder, how, {} if earlier is None else {case.id: earlier})
+    work = _Work(team, how, ledger)
+    [(_, end)] = _ends([case], work, {case.id: output_file(case, folder, how.output)})
+    if isinstance(end, VoxdinoError):
+        raise end
+    return end
+
+
 def _ends(
     cases: Sequence[Case], work: "_Work", outputs: dict[str, Path]
-) -> Iterator[tuple[Case, CasePrediction | VoxdinoError | None]]:
+) -> Iterator[CaseEnd]:
     """How each case ended, in turn: its prediction, what was wrong with it, or None where it was there already."""
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         ahead: deque[Future[_Fetched]] = deque()

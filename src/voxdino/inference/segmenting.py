@@ -38,6 +38,7 @@ class Segmenting(Protocol):
         ...
 
 
+@runtime_checkable
 class Announced(Segmenting, Protocol):
     """With what a command tells before it starts.
 

@@ -28,7 +28,7 @@ from voxdino.preparation.made_record import source_digest, valid_record
 from voxdino.preparation.orientation import CaseGeometry, restore_labels, to_slices
 from voxdino.preparation.plan import Plan
 from voxdino.preparation.slices import slice_case, smallest_lossless
-from voxdino.preparation.workers import Fault, file_bytes, run_over_cases
+from voxdino.preparation.workers import Fault, OverCases, file_bytes, run_over_cases
 
 __all__ = [
     "CaseGeometry",
@@ -102,6 +102,7 @@ def prepare(
     *,
     num_workers: int | None = None,
     strict: bool = False,
+    over_cases: OverCases = run_over_cases,
     on_progress: Progress | None = None,
 ) -> PrepareSummary:
     """Write workdir/prepared: cases/<id>.image.b2nd, <id>.label.b2nd and <id>.json; manifest.json when all is done.
@@ -109,7 +110,7 @@ def prepare(
     A case is kept when its record, its files, its sources and the plan agree; everything else is made again. The
     result is the same whatever the number of workers. A bad case is set aside, the others go on.
 
-    strict: the first bad case ends the run with its own error.
+    strict: the first bad case ends the run with its own error.   over_cases: where the work is done.
     Errors: PartialError at the end naming the bad cases (the others are complete and usable); DatasetError when every
     case is bad; ResourceError (disk, memory, another run in the folder).
     """
@@ -135,7 +136,7 @@ def prepare(
 
         outcomes = stack.enter_context(
             closing(
-                run_over_cases(
+                over_cases(
                     _prepare_one,
                     items,
                     names,

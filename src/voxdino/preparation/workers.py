@@ -13,7 +13,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 from voxdino.core.errors import ImageError, ResourceError, VoxdinoError
 from voxdino.core.memory import available_memory
@@ -44,6 +44,23 @@ class Outcome(Generic[Result]):
     fault: Fault | None
 
 
+@runtime_checkable
+class OverCases(Protocol):
+    """Runs a task over cases: `run_over_cases`, or over a cluster."""
+
+    def __call__(
+        self,
+        task: Callable[[Item], Result],
+        items: Sequence[Item],
+        names: Sequence[str],
+        *,
+        num_workers: int | None = None,
+        sizes: Sequence[int] = (),
+        workers_per_cpu: int = 1,
+        on_started: Callable[[], None] | None = None,
+    ) -> Generator[Outcome[Result], None, None]: ...
+
+
 def run_over_cases(
     task: Callable[[Item], Result],
     items: Sequence[Item],
@@ -72,7 +89,7 @@ def run_over_cases(
     if num_workers <= 1:
         if on_started is not None:
             on_started()
-        outcomes = (_attempt(task, item, index, names[index]) for index, item in enumerate(items))
+        outcomes = (attempt(task, item, index, names[index]) for index, item in enumerate(items))
     else:
         outcomes = _run_in_pool(task, items, names, num_workers, on_started)
     with closing(outcomes):
@@ -89,7 +106,7 @@ def _run_in_pool(
     num_workers: int,
     on_started: Callable[[], None] | None,
 ) -> Generator[Outcome[Result], None, None]:
-    context = _context()
+    context = process_context()
     slots = context.Array("i", [-1] * num_workers)  # per worker, the index of the case in work
     turn = context.Value("i", 0)
     executor = ProcessPoolExecutor(num_workers, context, _start_worker, (slots, turn, os.getpid()))
@@ -146,6 +163,11 @@ def _start_worker(slots: Any, turn: Any, parent: int) -> None:
         _slot = turn.value
         turn.value += 1
     _slots = slots
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """In a worker: end when the process that started it does, however it ends."""
     threading.Thread(target=_follow_parent, args=(os.getppid(),), daemon=True).start()
 
 
@@ -158,12 +180,13 @@ def _follow_parent(parent: int) -> None:
 
 def _work(task: Callable[[Item], Result], item: Item, index: int, name: str) -> Outcome[Result]:
     _slots[_slot] = index
-    outcome = _attempt(task, item, index, name)
+    outcome = attempt(task, item, index, name)
     _slots[_slot] = -1
     return outcome
 
 
-def _attempt(task: Callable[[Item], Result], item: Item, index: int, name: str) -> Outcome[Result]:
+def attempt(task: Callable[[Item], Result], item: Item, index: int, name: str) -> Outcome[Result]:
+    """The task's result, or what it raised as the fault of this item."""
     try:
         return Outcome(index, task(item), None)
     except VoxdinoError as error:
@@ -180,7 +203,7 @@ def _attempt(task: Callable[[Item], Result], item: Item, index: int, name: str) 
         return Outcome(index, None, Fault(ImageError(fact, where=name, fix=fix), traceback.format_exc()))
 
 
-def _context() -> Any:
+def process_context() -> Any:
     """fork is fastest, and safe only before threads and torch are there; else a server that loads our modules once."""
     methods = multiprocessing.get_all_start_methods()
     if "fork" in methods and sys.platform == "linux" and "torch" not in sys.modules and threading.active_count() == 1:

@@ -1,0 +1,63 @@
+"""Predicting a cohort: every worker loads the model once, and writes each case's label map itself."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from voxdino.cohort.dispatch import Cohort
+from voxdino.core.errors import VoxdinoError
+from voxdino.inference.choose import load_segmenting
+from voxdino.inference.ledger import CasePrediction, PredictRecord
+from voxdino.inference.run import CaseEnd, predict_one
+from voxdino.inference.segmenting import Segmenting
+from voxdino.preparation.case import Case
+
+
+@dataclass(frozen=True)
+class Models:
+    """Which models to load, and how (see `load_segmenting`). Folders must be reachable under these paths everywhere."""
+
+    folders: tuple[Path, ...]
+    localise: Path | None = None
+    clean_up: bool = True
+    device: str = "auto"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """`Spreading`: what `predict_cases` calls in place of its own loop."""
+
+    cohort: Cohort
+    models: Models
+
+    def __call__(
+        self, items: Sequence[tuple[Case, CasePrediction | None]], how: PredictRecord, folder: Path
+    ) -> Iterator[CaseEnd]:
+        task = _PredictOne(self.models, how, folder.absolute())
+        names = [case.id for case, _ in items]
+        with closing(self.cohort.over_cases(task, items, names)) as outcomes:
+            for outcome in outcomes:
+                end: CasePrediction | VoxdinoError | None = outcome.value
+                yield items[outcome.index][0], outcome.fault.error if outcome.fault else end
+
+
+@dataclass(frozen=True)
+class _PredictOne:
+    """Travels to the workers."""
+
+    models: Models
+    how: PredictRecord
+    folder: Path
+
+    def __call__(self, item: tuple[Case, CasePrediction | None]) -> CasePrediction | None:
+        return predict_one(*item, _loaded(self.models), self.how, self.folder)
+
+
+@lru_cache(maxsize=1)
+def _loaded(models: Models) -> Segmenting:
+    """Once in a worker's life."""
+    return load_segmenting(
+        models.folders, localise=models.localise, clean_up=models.clean_up, device=models.device
+    )

@@ -1,0 +1,130 @@
+"""Laws of predicting, preparing and scoring in a cohort: the same results as in one process, resumable, mergeable."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import make_volume
+
+from voxdino.cohort.crew import LocalCrew
+from voxdino.cohort.dispatch import Cohort
+from voxdino.cohort.predicting import Models, Spread
+from voxdino.core.errors import PartialError, ResourceError, UsageError
+from voxdino.core.io import write_label_map, write_volume
+from voxdino.core.labels import LabelSet
+from voxdino.core.safe_files import lock_folder
+from voxdino.core.shards import Shard
+from voxdino.core.volume import LabelMap
+from voxdino.evaluation.evaluate import evaluate
+from voxdino.inference.cases import find_cases
+from voxdino.inference.ledger import PredictRecord
+from voxdino.inference.load import load_model
+from voxdino.inference.run import predict_cases
+from voxdino.inference.settings import PredictSettings
+from voxdino.preparation.phantoms import draw_phantoms
+
+USUAL = PredictSettings(amp="off")
+
+
+@pytest.fixture
+def images(tmp_path):
+    for number in range(5):
+        write_volume(tmp_path / "in" / f"c{number}.nii.gz", make_volume(seed=number))
+    return tmp_path / "in"
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.startswith(".lock")}
+
+
+def predict(images, run_folder, out, cases=None, **how):
+    return predict_cases(cases or find_cases([images]), load_model(run_folder), out, settings=USUAL, **how)
+
+
+def local(run_folder):
+    return Spread(Cohort(LocalCrew(2)), Models((run_folder,), device="cpu"))
+
+
+def test_workers_leave_the_bytes_of_one_process_and_set_bad_cases_aside(images, run_folder, tmp_path):
+    (images / "c3.nii.gz").write_bytes(b"no image")
+    with pytest.raises(PartialError) as alone:
+        predict(images, run_folder, tmp_path / "alone")
+    with pytest.raises(PartialError) as together:
+        predict(images, run_folder, tmp_path / "together", spread=local(run_folder))
+    assert together.value.fact == alone.value.fact
+    assert contents(tmp_path / "together") == contents(tmp_path / "alone")
+    write_volume(images / "c3.nii.gz", make_volume(seed=3))
+    (tmp_path / "together" / "c1.nii.gz").unlink()
+    summary = predict(images, run_folder, tmp_path / "together", spread=local(run_folder))
+    assert (summary.num_done, summary.num_kept) == (2, 3)
+    predict(images, run_folder, tmp_path / "alone")
+    assert contents(tmp_path / "together") == contents(tmp_path / "alone")
+
+
+def test_shards_at_the_same_time_and_then_a_plain_call_make_one_record(images, run_folder, tmp_path):
+    cases, out = find_cases([images]), tmp_path / "out"
+    for number in (1, 2):
+        shard = Shard(number, 2)
+        with lock_folder(out, part=str(Shard(3 - number, 2))):  # the other one is at work
+            summary = predict(images, run_folder, out, shard.of(cases), shard=shard)
+        assert summary.num_done == len(shard.of(cases))
+        with pytest.raises(ResourceError, match="another run"), lock_folder(out, part=str(shard)):
+            predict(images, run_folder, out, shard.of(cases), shard=shard)
+    assert PredictRecord.read(out / "predictions.1of2.json").cases.keys() == {"c0", "c2", "c4"}
+    whole = predict(images, run_folder, out)
+    assert (whole.num_done, whole.num_kept) == (0, 5)
+    predict(images, run_folder, tmp_path / "alone")
+    assert contents(out) == contents(tmp_path / "alone")
+
+
+def test_a_shard_made_otherwise_is_refused_or_replaced(images, run_folder, tmp_path):
+    cases, shard = find_cases([images]), Shard(1, 2)
+    predict(images, run_folder, tmp_path, shard.of(cases), shard=shard)
+    mirrored = USUAL.model_copy(update={"mirror": True})
+    with pytest.raises(UsageError, match="made with another settings"):
+        predict_cases(cases, load_model(run_folder), tmp_path, settings=mirrored)
+    again = predict_cases(cases, load_model(run_folder), tmp_path, settings=mirrored, overwrite=True)
+    assert again.num_done == 5
+    assert not list(tmp_path.glob("predictions.*of*.json"))
+
+
+def test_pairs_are_scored_alike_wherever_and_bad_ones_are_listed(tmp_path):
+    labels = LabelSet(names=("background", "liver"), ids=(0, 1))
+    pairs = []
+    for number in range(4):
+        volume = make_volume(seed=number)
+        for side, level in (("prediction", 10), ("reference", 0)):
+            path = tmp_path / side / f"c{number}.nii.gz"
+            write_label_map(path, LabelMap((volume.array[0] > level).astype(np.uint8), volume.grid))
+        pairs.append((f"c{number}", tmp_path / "prediction" / path.name, path))
+    (tmp_path / "prediction" / "c2.nii.gz").write_bytes(b"no image")
+    scores = evaluate(pairs, labels, over_cases=Cohort(LocalCrew(2)).over_cases)
+    assert scores == evaluate(pairs, labels)
+    assert [case.case for case in scores.failed] == ["c2"]
+
+
+def voxdino(*args):
+    done = subprocess.run([sys.executable, "-m", "voxdino", *map(str, args)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done
+
+
+@pytest.mark.slow
+def test_the_commands_predict_in_shards_and_over_processes(images, run_folder, tmp_path):
+    out = tmp_path / "out"
+    for number in (1, 2):
+        voxdino("predict", images, "--run", run_folder, "--out", out, "--shard", f"{number}/2")
+    told = voxdino("predict", images, "--run", run_folder, "--out", out, "--on", "local:2", "--json")
+    assert json.loads(told.stdout)["num_kept"] == 5
+    assert "5 of 5 cases" in told.stderr
+    assert voxdino("predict", images, "--run", run_folder, "--out", out, "--shard", "9/9").stdout == ""
+
+
+@pytest.mark.slow
+def test_preparing_over_processes_leaves_the_bytes_of_one(tmp_path):
+    draw_phantoms(tmp_path / "set", num_cases=4)
+    for where, how in (("alone", ("--workers", "1")), ("together", ("--on", "local:2"))):
+        voxdino("prepare", tmp_path / "set", "--workdir", tmp_path / where, "--set", "plan.batch_size=2", *how)
+    assert contents(tmp_path / "together" / "prepared" / "cases") == contents(tmp_path / "alone" / "prepared" / "cases")
