@@ -55,9 +55,7 @@ def test_two_workers_are_killed_and_all_cases_are_right_and_none_twice(cluster, 
 
     spread = Spread(Cohort(crew, on_note=lost.append), Models((run_folder,), device="cpu"))
     model = load_model(run_folder)
-    together = predict_cases(
-        cases, model, tmp_path / "together", settings=settings, spread=spread, on_progress=watch
-    )
+    together = predict_cases(cases, model, tmp_path / "together", settings=settings, spread=spread, on_progress=watch)
     assert crew.size == 2
     assert (together.num_done, together.num_kept) == (NUM_CASES, 0)
     assert progress == [(done + 1, NUM_CASES) for done in range(NUM_CASES)]  # each exactly once

@@ -2,8 +2,12 @@
 
 import builtins
 import json
+import os
 import subprocess
 import sys
+import tomllib
+import venv
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ import torch
 from conftest import make_card, make_plan, make_segmenter, make_volume, model_by_hand
 
 from voxdino.core.errors import CheckpointError, ResourceError, UsageError
+from voxdino.core.io import read_label_map, write_volume
 from voxdino.core.labels import LabelSet, Region
 from voxdino.core.safe_files import Manifest
 from voxdino.inference import parts
@@ -84,7 +89,14 @@ def test_classes_are_chosen_alike_at_every_size(size, labels):
 def test_numpy_refuses_logits_that_are_no_numbers():
     plan = make_plan()
     with pytest.raises(CheckpointError, match="NaN"):
-        segment(lambda x: np.full((len(x), 3, 1, 8, 8), np.nan, "f4"), plan, make_volume(), USUAL, case="c", slices_at_once=1)
+        segment(
+            lambda x: np.full((len(x), 3, 1, 8, 8), np.nan, "f4"),
+            plan,
+            make_volume(),
+            USUAL,
+            case="c",
+            slices_at_once=1,
+        )
 
 
 @pytest.fixture(scope="module")
@@ -223,3 +235,34 @@ def test_writing_a_model_leaves_it_in_the_mode_it_was_in(tmp_path):
     segmenter = make_segmenter(plan).train()
     save_model(tmp_path / "run", segmenter, plan, make_card())
     assert segmenter.training and segmenter.decoder.training
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_without_torch_the_command_makes_the_label_map_of_torch(exported, tmp_path):
+    """In an environment of its own, with all that voxdino depends on but torch."""
+    root = Path(__file__).parents[2]
+    needed = tomllib.loads((root / "pyproject.toml").read_text())["project"]["dependencies"]
+    needed = [one for one in needed if not one.startswith("torch")]
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+
+    def run(*args):
+        done = subprocess.run([python, *map(str, args)], capture_output=True, text=True, env=environment, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        return done
+
+    pip = ("-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    run(*pip, *needed, "onnxruntime", "-c", root / "constraints.txt")
+    run(*pip, "--no-deps", root)
+    volume = make_volume((17, 21, 5))
+    write_volume(tmp_path / "scan.nii.gz", volume)
+    run("-m", "voxdino", "predict", "scan.nii.gz", "--run", exported / "onnx", "--out", "out")
+    code = "import importlib.util, sys, voxdino; sys.exit(importlib.util.find_spec('torch') is not None)"
+    run("-c", code)
+    run("-c", f"import voxdino; print(voxdino.load({str(exported / 'onnx')!r}).predict('scan.nii.gz').grid)")
+    expected = load_segmenting([exported / "run"], device="cpu").segment(volume, USUAL, case="c")
+    found = read_label_map(tmp_path / "out" / "scan.nii.gz")
+    assert (found.array == expected.array).mean() >= 0.9999
+    assert found.grid.same_as(expected.grid)

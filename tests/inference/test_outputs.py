@@ -18,7 +18,7 @@ from voxdino.core.labels import LabelSet, Region
 from voxdino.inference import probabilities
 from voxdino.inference.cases import find_cases
 from voxdino.inference.export import export_labels
-from voxdino.inference.outputs import OutputSettings, write_volumes
+from voxdino.inference.outputs import PROBABILITIES_SUFFIX, OutputSettings, write_volumes
 from voxdino.inference.probabilities import keep_probabilities
 from voxdino.inference.run import predict_cases
 from voxdino.preparation.orientation import slice_geometry

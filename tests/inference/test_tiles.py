@@ -53,5 +53,9 @@ def test_gaussian_weight_is_symmetric_largest_in_the_middle_and_nowhere_zero():
 
 def test_constant_logits_stay_constant_under_gaussian_blending():
     boxes = tile_boxes((21, 30), (8, 8), 0.5)
-    result = blend(((b, torch.full((2, 8, 8), -3.5)) for b in boxes), torch.from_numpy(gaussian_weight((8, 8))), torch.zeros(2, 21, 30))
+    result = blend(
+        ((b, torch.full((2, 8, 8), -3.5)) for b in boxes),
+        torch.from_numpy(gaussian_weight((8, 8))),
+        torch.zeros(2, 21, 30),
+    )
     torch.testing.assert_close(result, torch.full((2, 21, 30), -3.5))

@@ -93,7 +93,9 @@ TimeBudgetOption = Annotated[
 ]
 OnOption = Annotated[
     str | None,
-    typer.Option("--on", metavar="WHERE", help="local:N processes here, ray, or ray://HOST:PORT: many cases at a time."),
+    typer.Option(
+        "--on", metavar="WHERE", help="local:N processes here, ray, or ray://HOST:PORT: many cases at a time."
+    ),
 ]
 ShardOption = Annotated[
     str | None, typer.Option("--shard", metavar="I/N", help="Only part I (from 1) of N, for arrays of jobs.")

@@ -12,10 +12,10 @@ from voxdino.core.errors import PartialError
 from voxdino.core.geometry import format_shape, format_spacing
 from voxdino.core.io import read_grid
 from voxdino.core.safe_files import read_json
+from voxdino.core.shards import Shard
 from voxdino.evaluation.classified import ClassScores
 from voxdino.evaluation.report import lesion_table, report_table
 from voxdino.evaluation.scores import Scores
-from voxdino.core.shards import Shard
 from voxdino.inference.ledger import record_name
 from voxdino.inference.run import RECORD_NAME, PredictSummary
 from voxdino.preparation.case import Case

@@ -2,12 +2,14 @@
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from voxdino.core.errors import UsageError
 from voxdino.preparation.workers import Outcome, attempt, available_cpus, end_with_parent, process_context
 
 Answer = Literal["ready", "lost"] | Outcome[Any]
@@ -58,17 +60,19 @@ class LocalCrew:
         self._workers = [self._hire() for _ in range(self.size)]
 
     def give(self, worker: int, index: int, item: Any, name: str) -> None:
-        try:
+        with suppress(OSError):  # it has just died: `wait` will say so
             self._workers[worker].pipe.send((index, item, name))
-        except OSError:
-            pass  # it has just died: `wait` will say so
 
     def wait(self, timeout_s: float) -> list[tuple[int, Answer]]:
         pipes = {one.pipe: number for number, one in enumerate(self._workers)}
         sentinels = {one.process.sentinel: number for number, one in enumerate(self._workers)}
         found = wait([*pipes, *sentinels], timeout_s)
-        happened = dict.fromkeys([*(pipes[one] for one in found if isinstance(one, Connection)),
-                                  *(sentinels[one] for one in found if isinstance(one, int))])
+        happened = dict.fromkeys(
+            [
+                *(pipes[one] for one in found if isinstance(one, Connection)),
+                *(sentinels[one] for one in found if isinstance(one, int)),
+            ]
+        )
         return [(number, self._answer(number)) for number in happened]
 
     def _answer(self, number: int) -> Answer:
@@ -122,8 +126,6 @@ def _serve(pipe: Connection, threads: int) -> None:
 
 def parse_crew(text: str, *, num_gpus: float = 0.0) -> Crew:
     """ "local", "local:4", "ray", "ray://host:10001". Errors: UsageError; ResourceError without Ray."""
-    from voxdino.core.errors import UsageError
-
     kind, _, rest = text.partition(":")
     if kind == "ray" and (not rest or rest.startswith("//")):
         from voxdino.cohort.ray_crew import RayCrew
@@ -133,6 +135,3 @@ def parse_crew(text: str, *, num_gpus: float = 0.0) -> Crew:
         return LocalCrew(int(rest) if rest else None)
     fix = "give local, local:N (processes on this machine), ray, or ray://HOST:PORT."
     raise UsageError(f"--on is '{text}'", fix=fix)
-
-
-__all__: Sequence[str] = ("Answer", "Crew", "LocalCrew", "parse_crew")

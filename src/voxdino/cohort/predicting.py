@@ -58,6 +58,4 @@ class _PredictOne:
 @lru_cache(maxsize=1)
 def _loaded(models: Models) -> Segmenting:
     """Once in a worker's life."""
-    return load_segmenting(
-        models.folders, localise=models.localise, clean_up=models.clean_up, device=models.device
-    )
+    return load_segmenting(models.folders, localise=models.localise, clean_up=models.clean_up, device=models.device)

@@ -192,7 +192,9 @@ def _host_tag() -> str:
 
 @contextmanager
 def lock_folder(folder: str | PathLike[str], *, part: str = "") -> Iterator[None]:
-    """Hold the only writer's lock of `folder` (of a `part` of what is in it). The kernel frees it when the process dies, however it dies.
+    """Hold the only writer's lock of `folder`, or of a `part` of the work on it.
+
+    The kernel frees it when the process dies, however it dies.
 
     Errors: ResourceError naming pid and host of the run that holds it.
     """

@@ -37,5 +37,5 @@ class Shard:
         return f"{self.number}of{self.count}"
 
     def of(self, cases: Sequence[N]) -> list[N]:
-        """Every count-th case in the order of ids: all shards together have each case once, whatever the order given."""
+        """Every count-th case in the order of ids: all shards together have each case once."""
         return sorted(cases, key=lambda case: case.id)[self.number - 1 :: self.count]

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from voxdino.core.errors import UsageError
-from voxdino.inference.export_card import ExportCard, is_export
 from voxdino.core.safe_files import read_json
+from voxdino.inference.export_card import ExportCard, is_export
 from voxdino.inference.segmenting import Announced
 from voxdino.preparation.plan import Plan
 

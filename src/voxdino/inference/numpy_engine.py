@@ -42,9 +42,7 @@ def segment(
     slices, geometry = slice_case(case, volume, plan)
     gate = gate_for(plan, slices.scaling, settings.gate)
     num_bytes, overlap = slice_bytes(plan, slices.shape[2:]), settings.overlap
-    ranges = slice_ranges(
-        plan, slices.shape[1], overlap=overlap, slice_bytes=num_bytes, logit_bytes=LOGIT_BYTES
-    )
+    ranges = slice_ranges(plan, slices.shape[1], overlap=overlap, slice_bytes=num_bytes, logit_bytes=LOGIT_BYTES)
     tiler = _Tiler(network, plan, settings, slices_at_once)
     parts = (read_part(slices, plan, gate, *ends) for ends in ranges)
     slabs: Iterator[Slab] = ((part.first, tiler.logits(part, slices.scaling, slices.size)) for part in parts)

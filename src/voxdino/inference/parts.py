@@ -1,4 +1,4 @@
-"""The parts of a case that a model looks at, whatever computes it: which slices together, what is cut, what is padded."""
+"""The parts of a case that a model looks at, whatever computes it: which slices together, what is cut and padded."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

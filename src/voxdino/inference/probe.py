@@ -1,4 +1,4 @@
-"""A drawn image and what a model makes of it, kept with the model: it tells when preparation or weights have changed."""
+"""A drawn image and what a model makes of it, kept with the model: it tells when preparation or model have changed."""
 
 from collections.abc import Sequence
 from os import PathLike
@@ -39,9 +39,7 @@ class Probe(Record):
     def of(cls, crop: NDArray[np.float32], logits: NDArray[np.float32]) -> "Probe":
         return cls(input=_some(crop), logits=_some(logits))
 
-    def require_same(
-        self, crop: NDArray[np.float32], logits: NDArray[np.float32], where: str | PathLike[str]
-    ) -> None:
+    def require_same(self, crop: NDArray[np.float32], logits: NDArray[np.float32], where: str | PathLike[str]) -> None:
         """CheckpointError unless the image is still prepared as it was, and the model says of it what it said."""
         fix = "use the version of voxdino that wrote the model, or train (export) it again."
         if not _close(self.input, _some(crop), _INPUT_TOLERANCE):

@@ -167,7 +167,7 @@ def predict_cases(
 def predict_one(
     case: Case, earlier: CasePrediction | None, team: Segmenting, how: PredictRecord, folder: Path
 ) -> CasePrediction | None:
-    """As `predict_cases` for one case, where others keep the ledger: what became of it; None where `earlier` still holds.
+    """As `predict_cases` for one case, where others keep the ledger; None where `earlier` still holds.
 
     Errors: those of the case.
     """
@@ -179,9 +179,7 @@ def predict_one(
     return end
 
 
-def _ends(
-    cases: Sequence[Case], work: "_Work", outputs: dict[str, Path]
-) -> Iterator[CaseEnd]:
+def _ends(cases: Sequence[Case], work: "_Work", outputs: dict[str, Path]) -> Iterator[CaseEnd]:
     """How each case ended, in turn: its prediction, what was wrong with it, or None where it was there already."""
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         ahead: deque[Future[_Fetched]] = deque()

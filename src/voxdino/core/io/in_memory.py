@@ -59,7 +59,8 @@ def _stated_grid(shape: tuple[int, ...], spacing: Sequence[float | int] | None, 
     if spacing is not None and (len(spacing) != len(shape) or min(spacing) <= 0):
         fact = f"spacing is {tuple(spacing)} for {len(shape)} axes."
         raise UsageError(fact, where=_WHERE, fix="give one positive length per axis.")
-    return Grid.from_spacing(shape, spacing, "px" if spacing is None else "mm")
+    lengths = None if spacing is None else [float(length) for length in spacing]
+    return Grid.from_spacing(shape, lengths, "px" if spacing is None else "mm")
 
 
 def _of_nibabel(image: Any) -> Volume:
@@ -92,7 +93,7 @@ def _of_simple_itk(image: Any) -> Volume:
 
 def _of_meta_tensor(image: Any, ndim: int) -> Volume:
     array = _with_channels(_numbers(image.array), ndim)
-    affine = np.array(image.affine, dtype=np.float64)
+    affine = np.asarray(image.affine).astype(np.float64)
     if ndim == 2:
         return Volume(array, Grid.from_spacing(array.shape[1:], [float(n) for n in np.linalg.norm(affine, axis=0)[:2]]))
     if str(dict(getattr(image, "meta", {})).get("space", "RAS")).upper() == "LPS":
