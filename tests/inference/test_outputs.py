@@ -93,7 +93,9 @@ def test_classes_a_few_at_a_time_have_the_same_probabilities(tmp_path, monkeypat
 
 def test_a_run_that_stops_early_leaves_no_probabilities(tmp_path):
     geometry = slice_geometry(make_volume().grid, "S")
-    slabs = keep_probabilities(slabs_of(random_logits(geometry, 3)), tmp_path / f"a{PROBABILITIES_SUFFIX}", geometry, LABELS)
+    slabs = keep_probabilities(
+        slabs_of(random_logits(geometry, 3)), tmp_path / f"a{PROBABILITIES_SUFFIX}", geometry, LABELS
+    )
     next(slabs)
     slabs.close()
     assert list(tmp_path.iterdir()) == []
