@@ -254,7 +254,7 @@ def test_weights_are_imported_listed_and_inspected(tmp_path, capsys):
     shown = capsys.readouterr()
     assert "--backbone mine" in shown.out and "licence" in shown.err
     assert main(["weights", "list", *folder, "--json"]) == 0
-    assert [card["name"] for card in json.loads(capsys.readouterr().out)["here"]] == ["mine"]
+    assert [card["name"] for card in json.loads(capsys.readouterr().out)["here"]] == ["voxdino_tiny", "mine"]
     assert main(["weights", "inspect", str(tmp_path / "weights" / "mine.safetensors")]) == 0
     assert "patch 16" in capsys.readouterr().out
 

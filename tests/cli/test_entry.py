@@ -14,7 +14,20 @@ from voxdino.cli.faults import describe
 from voxdino.core.errors import ImageError, SafetyError
 
 ROAD = ["run", "check", "prepare", "finetune", "predict", "evaluate"]
-COMMANDS = [*ROAD, "report", "pool", "pretrain", "demo", "weights", "list", "doctor"]
+COMMANDS = [
+    *ROAD,
+    "tune",
+    "export",
+    "report",
+    "benchmark",
+    "pool",
+    "pretrain",
+    "demo",
+    "data",
+    "weights",
+    "list",
+    "doctor",
+]
 HEAVY = ["torch", "numpy", "nibabel", "blosc2", "SimpleITK", "matplotlib", "safetensors"]
 
 

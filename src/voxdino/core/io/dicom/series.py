@@ -130,7 +130,8 @@ def choose_series(contents: Contents, wanted: str | None) -> Stack:
     """
     series = group_series(contents)
     if not series:
-        raise ImageError("holds no DICOM image.", where=contents.path, fix="give the folder of the images.")
+        fact = "is a folder that holds no DICOM image." if contents.path.is_dir() else "holds no DICOM image."
+        raise ImageError(fact, where=contents.path, fix="give the folder of the images, or one image file.")
     chosen = [one for one in series if wanted in (None, str(one.number), one.uid)]
     if len(chosen) != 1:
         raise _ask(series, wanted, contents.path)
