@@ -6,14 +6,14 @@ from voxdino.cli.options import Device, DeviceOption, JsonOption, WorkdirOption,
 from voxdino.cli.output import end, relative, say
 
 DEMO_WORKDIR = Path("demo-output")
-BACKBONE = "random:tiny"
+BACKBONE = "voxdino_tiny"
 NUM_PHANTOMS = 30
 PLAN = {"magnification": "4.0", "batch_size": "4"}
-TRAINING = {"adaptation": "full", "backbone_lr_scale": "1.0", "decoder_width": "32", "num_epochs": "7"}
+TRAINING = {"decoder_width": "32", "cached_views": "1", "num_epochs": "8"}
 
 NOTICE = """\
-This was a demonstration: a tiny ViT, trained from nothing, on drawn phantoms. It says that the program works, not how
-good it is. With your data and a pretrained backbone:
+This was a demonstration on drawn phantoms, with the small backbone that comes with voxdino, frozen. It says that the
+program works, not how good it is. With your data and a larger backbone:
   voxdino weights pull dinov3_vits16     (once; or voxdino weights import FILE)
   voxdino run DATASET                    (nnU-Net or MSD layout, or a folder with images and a CSV table)"""
 
