@@ -5,13 +5,14 @@ import shutil
 
 import pytest
 import torch
-from small_benchmark import SIZES, draw_all, draw_pictures, toy_grid
+from small_benchmark import SIZES, draw_all, draw_blobs, draw_pictures, opened, toy_grid
 
 from voxdino.benchmark.classification import ClassificationData, linear
 from voxdino.benchmark.encoders import Encoder
 from voxdino.benchmark.grid import Cell, EncoderEntry, TaskEntry
 from voxdino.benchmark.page import report_page
 from voxdino.benchmark.run import run_grid
+from voxdino.benchmark.segmentation import SegmentationData
 from voxdino.benchmark.standing import Standing
 from voxdino.cli import main as voxdino
 from voxdino.core.errors import EXIT_PARTIAL, UsageError
@@ -154,3 +155,28 @@ def test_the_other_probes_measure_too(root, tmp_path, probe, monkeypatch):
     outcome = run_grid(grid, root, tmp_path, device="cpu")
     assert [one.num_train for one in outcome.results][1] == (1 if probe == "decoder_2d" else 2)
     assert not list(tmp_path.glob("sets/*/runs/*"))
+
+
+MASKS = TaskEntry(name="masks", data="masks", probe="patch_linear", resolutions=(64,))
+
+
+def opened_masks(root, folder, entry=MASKS):
+    return SegmentationData.open(entry, root, folder, opened("pixels:16"), torch.device("cpu"))
+
+
+def test_tasks_of_other_folds_never_share_a_folder(root, tmp_path):
+    one, other = (opened_masks(root, tmp_path, MASKS.model_copy(update={"fold": fold})) for fold in (0, 1))
+    assert one.folder != other.folder and one.digest == other.digest
+    for data in (one, other):
+        (split,) = json.loads((data.folder / "splits.json").read_text())
+        train, val, test = data.ids(None)
+        assert (split["train"], split["val"]) == (train, val) and not {*train, *val} & set(test)
+
+
+def test_a_changed_mask_is_prepared_anew(tmp_path):
+    draw_blobs(tmp_path / "masks")
+    before = opened_masks(tmp_path, tmp_path / "bench")
+    shutil.copy(tmp_path / "masks/label/case_1.png", tmp_path / "masks/label/case_0.png")
+    after = opened_masks(tmp_path, tmp_path / "bench")
+    assert before.folder != after.folder and before.digest != after.digest
+    assert opened_masks(tmp_path, tmp_path / "bench").folder == after.folder

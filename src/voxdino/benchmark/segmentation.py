@@ -15,7 +15,7 @@ from voxdino.benchmark.grid import Cell, TaskEntry
 from voxdino.benchmark.result import CellResult
 from voxdino.core.errors import DatasetError, InputError, UsageError, without_folders
 from voxdino.core.records import Record
-from voxdino.core.safe_files import digest_file, digest_json, lock_folder, write_json
+from voxdino.core.safe_files import digest_json, lock_folder, write_json
 from voxdino.data.store import CaseStore
 from voxdino.evaluation.measure import Measures, score_label_maps
 from voxdino.inference.load import LoadedModel
@@ -23,6 +23,7 @@ from voxdino.inference.predictor import predict_volume
 from voxdino.preparation.case import Case, Dataset, Split
 from voxdino.preparation.check import survey
 from voxdino.preparation.dataset import read_case, read_dataset
+from voxdino.preparation.made_record import source_digest
 from voxdino.preparation.memory import BackboneFacts, BackboneProbe
 from voxdino.preparation.plan import Plan, make_plan
 from voxdino.preparation.prepare import prepare
@@ -33,6 +34,7 @@ METRICS = ("dice", "nsd", "hd95")
 NUM_PARTS = 5  # one of them chooses
 BATCH_SIZE = "8"  # of decoders, in slices
 SET = "set.json"
+SET_FORMAT = 2  # raised when the meaning of a prepared set changes
 
 
 class SetRecord(Record):
@@ -87,8 +89,8 @@ class SegmentationData:
         sites, held_back = _held_back(entry, dataset)
         if entry.limit is not None:
             dataset, held_back = _limited(dataset, held_back, entry.limit)
-        request = [entry.data, encoder.patch_size, entry.read_options.to_json(), [case.id for case in dataset.cases]]
-        place = folder / "sets" / digest_json(request)[:20]
+        options = [entry.data, encoder.patch_size, entry.read_options.to_json(), [sorted(test) for test in held_back]]
+        place = folder / "sets" / digest_json([SET_FORMAT, *options, _content(dataset)])[:20]
         if not (place / SET).is_file():
             _prepare(dataset, place, encoder)
         record = SetRecord.read(place / SET)
@@ -109,6 +111,11 @@ class SegmentationData:
 
     def split(self, site: str | None) -> tuple[Split, tuple[str, ...]]:
         return self.splits[self.sites.index(site)]
+
+    def ids(self, site: str | None) -> list[list[str]]:
+        """Of the cases that train, that choose, and that test."""
+        split, test = self.split(site)
+        return [list(split.train), list(split.val), list(test)]
 
     def magnification(self, encoder: Encoder, resolution: int) -> float:
         """Network pixels per prepared voxel that make the longer side of a crop `resolution` long."""
@@ -152,8 +159,8 @@ class SegmentationData:
         """Each metric, averaged over the structures where it is defined."""
         known = self.store.record(case.id).source_digests
         for file in case.files:
-            if known.get(self.dataset.name_of(file)) != digest_file(file):
-                fix = "delete the benchmark's folder and run it again."
+            if known.get(self.dataset.name_of(file)) != source_digest(file):
+                fix = "run the same command again: it prepares anew what has changed."
                 raise DatasetError("was changed since it was prepared.", where=file, fix=fix)
         labels = self.plan.labels
         volume, reference = read_case(case, self.plan.read_options, labels)
@@ -178,6 +185,22 @@ class SegmentationData:
             return ()
         holds = encoder.card.pretraining.holds
         return tuple(name for name in test if any(map(holds, self.store.record(name).source_digests.values())))
+
+
+def _content(dataset: Dataset) -> list[object]:
+    """Of each case its id, its group, and the files as they are now: one that changes makes another prepared set."""
+    cases = [
+        [case.id, case.group, {dataset.name_of(file): _digest(file) for file in case.files}] for case in dataset.cases
+    ]
+    return [dataset.channels, dataset.labels and dataset.labels.to_json(), *cases]
+
+
+def _digest(file: Path) -> str | None:
+    """None of a file that cannot be read: checking the data set names it."""
+    try:
+        return source_digest(file)
+    except DatasetError:
+        return None
 
 
 def _held_back(entry: TaskEntry, dataset: Dataset) -> tuple[tuple[str | None, ...], tuple[set[str], ...]]:
