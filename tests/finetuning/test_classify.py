@@ -20,6 +20,8 @@ from voxdino.models.classifier import build_classifier, encoder_config
 from voxdino.models.registry import BACKBONES
 from voxdino.preparation.classification import LabelledCase, open_classification_set
 from voxdino.preparation.intensity import ChannelPolicy
+from voxdino.report.html import render
+from voxdino.report.make import make_page
 
 torch.set_num_threads(1)
 
@@ -55,6 +57,7 @@ def test_every_recipe_tells_bright_from_dark_and_is_read_back_whole(tmp_path, re
     record = ClassifyRecord.read(run / "run.json")
     assert record.num_cases == SIZES and record.outcome.temperature == summary.temperature
     assert record.num_parameters["trained"] >= 2 and is_classifier(run)
+    assert "device" in render(make_page([run]))
     predicted = classify_cases(found.splits["test"], load_classifier(run), tmp_path / "out")
     right = [case.predicted == (str(n % 2),) for n, case in enumerate(predicted.cases.values())]
     assert sum(right) >= 5

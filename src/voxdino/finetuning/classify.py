@@ -1,5 +1,6 @@
 """One classification run: labelled images and a backbone in, a folder with a calibrated classifier out."""
 
+import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -63,6 +64,8 @@ class ClassifyRecord(Record):
     num_cases: dict[str, int]
     backbone: dict[str, str | None]
     num_parameters: dict[str, int]
+    device: str
+    python: str
     identity: dict[str, Any]
     outcome: ClassifySummary | None = None
 
@@ -93,7 +96,7 @@ def finetune_classifier(
         encoder = _encoder(config, card, num_channels=len(shape.channels))
         kinds: dict[str, Any] = {"kind": found.kind, "pooling": config.pooling}
         model = build_classifier(encoder, backbone, num_classes=found.num_classes, **kinds).to(target)
-        record = _record(found, config, model, card, shape)
+        record = _record(found, config, model, card, shape, target)
         if (path := run_folder / "run.json").exists():
             previous = read_state(ClassifyRecord, path, fix="delete it: the run then starts again.")
             require_same(previous.identity, record.identity, where=run_folder)
@@ -252,7 +255,12 @@ def _encoder(config: ClassifyConfig, card: WeightsCard, *, num_channels: int) ->
 
 
 def _record(
-    found: ClassificationSet, config: ClassifyConfig, model: Classifier, card: WeightsCard, shape: ImageShape
+    found: ClassificationSet,
+    config: ClassifyConfig,
+    model: Classifier,
+    card: WeightsCard,
+    shape: ImageShape,
+    device: torch.device,
 ) -> ClassifyRecord:
     """run.json but for the outcome; weights and images count by their content, wherever they lie."""
     settings = {key: value for key, value in config.to_json().items() if key not in {*FREE_TO_CHANGE, "backbone"}}
@@ -268,5 +276,7 @@ def _record(
             "trained": sum(parameter.numel() for parameter in trainable(model).values()),
             "all": sum(parameter.numel() for parameter in model.parameters()),
         },
+        device=device.type,
+        python=platform.python_version(),
         identity=flatten({**settings, **digests, **versions}),
     )
