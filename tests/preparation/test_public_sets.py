@@ -1,17 +1,21 @@
 """Public data sets: fetched from a server on loopback, resumed, checked, unpacked inside their folder or refused."""
 
+import errno
 import hashlib
 import io
 import re
+import shutil
 import tarfile
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
-from voxdino.core.archives import extract_tar
+from voxdino.core.archives import UNPACKING, extract_tar
 from voxdino.core.download import download, require_safe
 from voxdino.core.errors import ImageError, ResourceError, SafetyError, UsageError
+from voxdino.core.safe_files import TEMPORARY_PREFIX
 from voxdino.preparation import public_sets
 from voxdino.preparation.classification import ClassNames
 from voxdino.preparation.public_sets import PUBLIC_SETS, PublicSet, pull_set
@@ -21,13 +25,14 @@ MD5 = f"md5:{hashlib.md5(CONTENT).hexdigest()}"
 
 
 class Server(ThreadingHTTPServer):
-    """files: path -> body. cut: bytes after which the connection breaks. lies: announces nothing and never ends."""
+    """files: path -> body. cut: bytes after which the connection breaks. raw: all that it answers."""
 
     daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.files, self.asked, self.cut, self.ranges, self.endless = {}, [], None, True, False
+        self.raw = None
 
     def url(self, path):
         return f"http://127.0.0.1:{self.server_address[1]}/{path}"
@@ -40,6 +45,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         body, asked = self.server.files.get(self.path[1:]), self.headers.get("Range")
         self.server.asked.append(asked)
+        if self.server.raw is not None:
+            self.close_connection = True
+            return self.wfile.write(self.server.raw)
         if isinstance(body, str):
             self.send_response(302)
             self.send_header("Location", body)
@@ -150,6 +158,24 @@ def test_a_missing_file_and_a_dead_server_say_so(server, tmp_path):
         download("http://127.0.0.1:9/set", tmp_path / "set", digest=None, max_bytes=10**6)
 
 
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"this is no HTTP\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\nabc",
+        b"HTTP/1.1 200 OK\r\nContent-Length: -7\r\n\r\nabc",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\nabc",
+        b"HTTP/1.1 200 OK\r\nX: " + b"x" * 70000 + b"\r\n\r\n",
+    ],
+    ids=["status", "words", "negative", "chunks", "header"],
+)
+def test_a_server_that_talks_nonsense_is_named(server, tmp_path, answer):
+    server.raw = answer
+    with pytest.raises(ResourceError, match="broke off|the server says"):
+        download(server.url("set.bin"), tmp_path / "set", digest=MD5, max_bytes=10**6)
+    assert not (tmp_path / "set").exists()
+
+
 def test_a_tar_file_is_unpacked_without_the_droppings_of_macs(tmp_path):
     (tmp_path / "a.tar").write_bytes(
         tar_of([("Task/images/._a.nii", b"x"), ("Task/images/a.nii", b"scan"), ("b", b"")])
@@ -217,6 +243,38 @@ def test_a_set_is_pulled_after_its_licence_is_accepted(server, tmp_path, monkeyp
     assert pull_set("small", tmp_path / "data", accept_licence=True) == found and len(server.asked) == 1
     with pytest.raises(UsageError, match=r"unknown data set 'smal'\. Did you mean 'small'"):
         pull_set("smal", tmp_path, accept_licence=True)
+
+
+@pytest.mark.parametrize("killed_in", ["rename", "rmdir"])
+def test_a_kill_while_a_set_is_lifted_is_mended(server, tmp_path, monkeypatch, killed_in):
+    body = tar_of([("Task99/dataset.json", b"{}"), ("Task99/imagesTr/a.nii.gz", b"scan")])
+    monkeypatch.setitem(public_sets.PUBLIC_SETS, "small", published(server, "Task99.tar", body))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        whole = getattr(Path, killed_in)
+
+        def kill(self, *rest):
+            if "unpacked" in self.parts[-1] or "unpacked" in self.parts[-2]:
+                raise KeyboardInterrupt
+            return whole(self, *rest)
+
+        patch.setattr(Path, killed_in, kill)
+        pull_set("small", tmp_path, accept_licence=True)
+    assert (tmp_path / "Task99.unpacked").is_dir()
+    (tmp_path / f"{TEMPORARY_PREFIX}abc{UNPACKING}" / "content").mkdir(parents=True)
+    assert pull_set("small", tmp_path, accept_licence=True).num_files == 2
+    assert sorted(one.name for one in tmp_path.iterdir() if one.name != ".lock") == ["Task99", "Task99.tar"]
+
+
+def test_a_full_disk_is_no_damaged_archive(tmp_path, monkeypatch):
+    (tmp_path / "a.tar").write_bytes(tar_of([("a", b"scan")]))
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with pytest.raises(ResourceError, match="the disk is full"):
+        extract_tar(tmp_path / "a.tar", tmp_path / "out", max_bytes=100)
+    assert [one.name for one in tmp_path.iterdir()] == ["a.tar"]
 
 
 def test_the_order_of_grades_comes_with_the_set(server, tmp_path, monkeypatch):

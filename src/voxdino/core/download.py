@@ -1,6 +1,7 @@
 """Files from the network: resumed where they broke off, bounded, checked, under their final name only when whole."""
 
 import hashlib
+import http.client
 import re
 import urllib.error
 import urllib.request
@@ -104,7 +105,7 @@ def _fetch(url: str, part: Path, max_bytes: int, on_progress: Callable[[int, int
         raise ResourceError(
             f"the server says {error.code} {error.reason}.", where=url, fix="try again later."
         ) from None
-    except (OSError, urllib.error.URLError) as error:
+    except (OSError, http.client.HTTPException) as error:  # of urllib too: its errors are OSErrors
         reason = getattr(error, "reason", None) or error
         raise ResourceError(f"the download broke off ({reason}).", where=url, fix=_AGAIN) from error
     if total and done != total:
@@ -114,8 +115,12 @@ def _fetch(url: str, part: Path, max_bytes: int, on_progress: Callable[[int, int
 def _extent(response: Any, have: int, url: str) -> tuple[int, int]:
     """Where the body starts in the file, and how long the file is (0: unknown)."""
     if response.status != 206:
-        return 0, int(response.headers.get("Content-Length") or 0)
-    match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+)", response.headers.get("Content-Range", ""))
+        length = response.headers.get("Content-Length") or "0"
+        if re.fullmatch(r"[0-9]{1,18}", length) is None:
+            fact = f"the server says that the file has {length[:40]!r} bytes."
+            raise ResourceError(fact, where=url, fix="try again later.")
+        return 0, int(length)
+    match = re.fullmatch(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18})", response.headers.get("Content-Range", ""))
     if match is None or int(match[1]) != have:
         raise ResourceError("the server sends another part than asked for.", where=url, fix="remove the .part file.")
     return have, int(match[3])

@@ -44,7 +44,7 @@ def write_atomic(path: str | PathLike[str]) -> Iterator[Path]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise _storage_error(error, target) from error
+        raise storage_error(error, target) from error
     suffix = "".join(target.suffixes[-2:])
     name = f"{TEMPORARY_PREFIX}{_host_tag()}-{os.getpid()}-{secrets.token_hex(4)}{suffix}"
     temporary = target.with_name(name)
@@ -58,10 +58,10 @@ def write_atomic(path: str | PathLike[str]) -> Iterator[Path]:
     except VoxdinoError:
         raise
     except OSError as error:
-        raise _storage_error(error, target) from error
+        raise storage_error(error, target) from error
     except Exception as error:  # C++ writers report a full disk as anything
         if _free_bytes(target.parent) < _NEARLY_FULL:
-            raise _storage_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), target) from error
+            raise storage_error(OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), target) from error
         raise
     finally:
         with suppress(OSError):
@@ -203,7 +203,7 @@ def lock_folder(folder: str | PathLike[str], *, part: str = "") -> Iterator[None
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
     except OSError as error:
-        raise _storage_error(error, path) from error
+        raise storage_error(error, path) from error
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -212,12 +212,12 @@ def lock_folder(folder: str | PathLike[str], *, part: str = "") -> Iterator[None
             fix = "wait for it to end, stop it, or use another folder."
             raise ResourceError(f"another run works in this folder ({holder}).", where=folder, fix=fix) from None
         except OSError as error:
-            raise _storage_error(error, path) from error
+            raise storage_error(error, path) from error
         try:
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
         except OSError as error:
-            raise _storage_error(error, path) from error
+            raise storage_error(error, path) from error
         try:
             yield
         finally:
@@ -331,7 +331,8 @@ def format_bytes(num_bytes: int) -> str:
     return f"{size:.1f} TiB"
 
 
-def _storage_error(error: OSError, path: Path) -> ResourceError:
+def storage_error(error: OSError, path: Path) -> ResourceError:
+    """What a failed write means to a user."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = format_bytes(_free_bytes(path.parent))
         return ResourceError(f"the disk is full ({free} free).", where=path, fix="free space and run again.")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-from voxdino.core.archives import extract_tar
+from voxdino.core.archives import extract_tar, sweep_unpacking
 from voxdino.core.download import download
 from voxdino.core.errors import UsageError
 from voxdino.core.records import Record
@@ -156,9 +156,14 @@ def pull_set(
         path, num_files = file, 1
         if file.suffix == ".tar":
             path = folder / file.stem
+            unpacked = folder / f"{file.stem}.unpacked"
+            sweep_unpacking(folder)
+            if unpacked.is_dir() and not any(unpacked.iterdir()):
+                unpacked.rmdir()  # a kill came after its content was lifted
             if not path.is_dir():
-                extract_tar(file, folder / f"{file.stem}.unpacked", max_bytes=max_bytes)
-                _lift(folder / f"{file.stem}.unpacked", path)
+                if not unpacked.is_dir():  # else it is whole: a kill came before it was lifted
+                    extract_tar(file, unpacked, max_bytes=max_bytes)
+                _lift(unpacked, path)
             num_files = sum(one.is_file() for one in path.rglob("*"))
         elif found.classes is not None:
             write_json(file.with_suffix(".json"), found.classes.to_json())
