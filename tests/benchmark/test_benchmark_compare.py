@@ -81,3 +81,10 @@ def test_means_are_compared_on_the_cases_that_both_have():
 def test_holm_corrects_over_all_tasks():
     pairs = [[segmented(name, np.linspace(0.2, 0.9, 8) + shift) for name, shift in (("a", 0.0), ("b", 0.01))]] * 5
     assert all(one.p_holm == pytest.approx(min(1.0, 5 * one.p)) for one in compare(pairs, ["dice"] * 5))
+
+
+def test_an_undefined_metric_has_no_winner(few_draws):
+    one_class = np.zeros(20, dtype=bool)
+    pair = [classified(name, one_class, noisy(one_class, 1.0, seed)) for seed, name in enumerate("ab")]
+    (one,) = compare([pair], ["auroc"])
+    assert (one.p, one.p_holm, one.difference.mean) == (1.0, 1.0, None)

@@ -126,7 +126,7 @@ def _cohort_difference(first: CellResult, second: CellResult, metric: str) -> tu
     """Paired bootstrap of the difference; p under exchange of the two methods' words on each case (or patient).
 
     For metrics that read the order of probabilities alone (AUROC): what is exchanged are ranks within each method and
-    class, since the methods' scales may differ.
+    class, since the methods' scales may differ. p is 1 where the metric is undefined.
     """
     is_there, owners = _is_there(first), _owners(first)
     a, b = (_ranks(np.array(one.probabilities)) for one in (first, second))
@@ -138,6 +138,8 @@ def _cohort_difference(first: CellResult, second: CellResult, metric: str) -> tu
         return x - y
 
     found = difference(a, b, is_there)
+    if np.isnan(found):
+        return Interval(mean=None, low=None, high=None), 1.0
     drawn = [difference(a[i], b[i], is_there[i]) for i in resamples(owners)]
     exchanges = (exchanged[:, None] for exchanged in _exchanges(owners))
     others = (difference(np.where(e, b, a), np.where(e, a, b), is_there) for e in exchanges)
