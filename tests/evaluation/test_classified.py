@@ -7,7 +7,7 @@ from voxdino.core.errors import DatasetError, UsageError
 from voxdino.evaluation import cohort
 from voxdino.evaluation.classification import classification_scores
 from voxdino.evaluation.classified import evaluate_classes
-from voxdino.evaluation.cohort import cohort_intervals
+from voxdino.evaluation.cohort import cohort_intervals, interval, logit_interval
 from voxdino.preparation.classification import ClassificationSet, LabelledCase
 
 LABELS = np.arange(40) % 3 == 0
@@ -98,6 +98,29 @@ def test_intervals_hold_the_true_area_in_19_of_20_samples(few_draws):
         found = cohort_intervals(labels, np.stack((1 - positive, positive), axis=1), ["auroc"])["auroc"]
         held += found.low <= 0.7602 <= found.high
     assert 89 <= held <= 99
+
+
+def test_intervals_of_a_high_auroc_of_few_cases_hold_the_truth():
+    """Binormal scores of AUROC 0.96: 50 cases, 15 of them ill on average."""
+    rng, num_cases, truth = np.random.default_rng(0), 50, 0.96
+    held = {interval: 0, logit_interval: 0}
+    for _ in range(400):
+        ill = np.arange(num_cases) < rng.binomial(num_cases, 0.3)
+        scores = rng.normal(np.sqrt(2) * 1.750686 * ill)  # 0.96 is the normal share below 1.750686
+        wins = (scores[ill][:, None] > scores[~ill]).astype(float)
+        drawn = rng.multinomial(num_cases, np.full(num_cases, 1 / num_cases), size=300).astype(float)
+        pairs = drawn[:, ill].sum(axis=1) * drawn[:, ~ill].sum(axis=1)
+        won = ((drawn[:, ill] @ wins) * drawn[:, ~ill]).sum(axis=1)
+        for kind in held:
+            found = kind(wins.mean(), (won[pairs > 0] / pairs[pairs > 0]).tolist())
+            held[kind] += found.low <= truth <= found.high
+    assert held[interval] < 0.88 * 400 and 0.92 * 400 <= held[logit_interval] <= 0.98 * 400
+
+
+@pytest.mark.parametrize("value, drawn", [(1.0, [1.0, 1.0]), (0.8, [0.8, 0.8]), (0.9, [np.nan, 0.9, 0.9])])
+def test_an_interval_of_no_spread_is_its_value(value, drawn):
+    found = logit_interval(value, drawn)
+    assert found.low <= value <= found.high and found.high - found.low == pytest.approx(0, abs=1e-12)
 
 
 def test_cases_without_probabilities_are_listed(tmp_path, few_draws):

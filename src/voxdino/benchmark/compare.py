@@ -23,7 +23,7 @@ NUM_PERMUTATIONS = 1999
 def interval_of(result: CellResult, metric: str) -> Interval:
     """A metric of a cell over its test cases with a 95 % interval over cases, or over patients where they are known.
 
-    Of segmentation the mean over cases (`mean_interval`); of classification the percentile bootstrap of the metric.
+    Of segmentation the mean over cases (`mean_interval`); of classification the bootstrap of `cohort_intervals`.
     """
     if result.scores:
         found = mean_interval(_column(result, metric).tolist(), groups=result.groups)

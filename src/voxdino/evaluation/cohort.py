@@ -13,6 +13,8 @@ from voxdino.evaluation.scores import Share
 
 NUM_RESAMPLES = 1000
 _TAILS = (0.025, 0.975)
+_NORMAL_95, _MOST_LOGIT = 1.959964, 700.0
+_ON_LOGIT_SCALE = ("auroc",)
 
 
 def cohort_intervals(
@@ -22,7 +24,9 @@ def cohort_intervals(
     *,
     groups: Sequence[Hashable] | None = None,
 ) -> dict[str, Share]:
-    """Each metric with its 95 % percentile bootstrap interval over cases; always the same for the same cases.
+    """Each metric with its 95 % bootstrap interval over cases; always the same for the same cases.
+
+    Percentiles; of AUROC see `logit_interval`.
 
     groups: the patient of each case; patients are then drawn whole. With fewer than two of them there is no interval.
     Resamples in which a metric is undefined are left out. Errors: those of `classification_scores`.
@@ -35,7 +39,10 @@ def cohort_intervals(
         part = _part(answers, places)
         for metric, compute in computes.items():
             drawn[metric].append(compute(part))
-    return {metric: interval(compute(answers), drawn[metric]) for metric, compute in computes.items()}
+    return {
+        metric: (logit_interval if metric in _ON_LOGIT_SCALE else interval)(compute(answers), drawn[metric])
+        for metric, compute in computes.items()
+    }
 
 
 def interval(value: float, drawn: Sequence[float]) -> Share:
@@ -46,6 +53,20 @@ def interval(value: float, drawn: Sequence[float]) -> Share:
         return Share(value=float(value), low=None, high=None)
     low, high = np.nanquantile(drawn, _TAILS)
     return Share(value=float(value), low=float(low), high=float(high))
+
+
+def logit_interval(value: float, drawn: Sequence[float]) -> Share:
+    """A share with the interval that is normal on the logit scale, of the spread of what it was in resamples.
+
+    Near 1 percentiles are too narrow: of an AUROC of 0.96 of 50 cases they hold the truth 86 times in 100, this one
+    94 (see the test of coverage). A value of exactly 0 or 1 has no logit and keeps its percentiles.
+    """
+    if not 0 < value < 1 or np.isnan(drawn).all():
+        return interval(value, drawn)
+    logit = np.log(value / (1 - value))
+    reach = _NORMAL_95 * np.nanstd(drawn) / (value * (1 - value))
+    low, high = 1 / (1 + np.exp(-np.clip([logit - reach, logit + reach], -_MOST_LOGIT, _MOST_LOGIT)))
+    return Share(value=float(value), low=min(float(low), float(value)), high=max(float(high), float(value)))
 
 
 @lru_cache(maxsize=2)
