@@ -171,7 +171,7 @@ def test_a_missing_file_and_a_dead_server_say_so(server, tmp_path):
 )
 def test_a_server_that_talks_nonsense_is_named(server, tmp_path, answer):
     server.raw = answer
-    with pytest.raises(ResourceError, match="broke off|the server says"):
+    with pytest.raises(ResourceError, match=r"broke off|the server says"):
         download(server.url("set.bin"), tmp_path / "set", digest=MD5, max_bytes=10**6)
     assert not (tmp_path / "set").exists()
 

@@ -20,11 +20,13 @@ from voxdino.core.safe_files import digest_file, digest_json
 from voxdino.evaluation.classification import classification_scores
 from voxdino.preparation.case import SplitName
 from voxdino.preparation.classification import ClassificationSet, LabelledCase, open_classification_set
+from voxdino.preparation.splits import deal
 from voxdino.probes.fitting import spread
 from voxdino.probes.knn import knn_probabilities
 from voxdino.probes.linear import fit_linear_probe
 from voxdino.probes.pooling import fit_bag_probe
 
+NUM_PARTS = 5  # one of them chooses
 CHOSEN_BY = "auroc"
 MOST_ITERATIONS = 100  # of a linear fit with one penalty; of few, separable cases the last digits would take thousands
 
@@ -131,16 +133,28 @@ class ClassificationData:
 
     @cached_property
     def digest(self) -> str:
-        """Of the table and the images, wherever they lie."""
-        return digest_json([self.known.digest, sorted(self.digests.values())])
+        """Of the table, and of which image belongs to which case, wherever they lie."""
+        return digest_json([self.known.digest, [[case.id, self.digests[case.file]] for case in self._all()]])
 
     def split(self, site: str | None) -> dict[SplitName, tuple[LabelledCase, ...]]:
-        """Training, validation and test cases; with a site, all of its cases are the test."""
+        """Training, validation and test cases; with a site, all of its cases are the test.
+
+        Where none are left to train on or to choose with, a fifth of the others chooses. Errors: UsageError where
+        there are not two others.
+        """
         if site is None:
             return self.known.splits
         rest = {side: tuple(c for c in cases if c.group != site) for side, cases in self.known.splits.items()}
         test = tuple(case for case in self._all() if case.group == site)
-        return {"train": rest["train"] + rest["test"], "val": rest["val"], "test": test}
+        train, val = rest["train"] + rest["test"], rest["val"]
+        if not (train and val):
+            train, val = _drawn_anew((*train, *val), self.known.path)
+        return {"train": train, "val": val, "test": test}
+
+    def ids(self, site: str | None) -> list[list[str]]:
+        """Of the cases that train, that choose, and that test."""
+        split = self.split(site)
+        return [[case.id for case in split[side]] for side in ("train", "val", "test")]
 
     def features(self, encoder: Encoder, resolution: int) -> ImageFeatures:
         view = View(self.known.ndim, self.entry.axes, self.entry.slices, self.entry.window)
@@ -184,6 +198,21 @@ class ClassificationData:
     def _labels(self, cases: Sequence[LabelledCase]) -> Tensor:
         rows = torch.tensor([case.labels for case in cases])
         return rows if self.known.kind == "multi" else rows[:, 0]
+
+
+def _drawn_anew(
+    cases: Sequence[LabelledCase], where: Path
+) -> tuple[tuple[LabelledCase, ...], tuple[LabelledCase, ...]]:
+    """Cases to train on, and a fifth (of very few: one part of them) to choose with; sites whole if there are two."""
+    if len(cases) < 2:
+        fact = "a site holds all cases but one: none are left to train on and to choose with."
+        raise UsageError(fact, where=where, fix="take hold_out split.")
+    groups: dict[str, list[str]] = {}
+    named = len({case.group for case in cases if case.group}) > 1
+    for case in cases:
+        groups.setdefault(f"group {case.group}" if named and case.group else f"case {case.id}", []).append(case.id)
+    chosen = set(deal(groups, min(NUM_PARTS, len(groups)), seed=0)[-1])
+    return tuple(case for case in cases if case.id not in chosen), tuple(case for case in cases if case.id in chosen)
 
 
 def _few(part: Part, number: int, seed: int) -> Part:
