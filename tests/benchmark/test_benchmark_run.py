@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from small_benchmark import SIZES, draw_all, draw_blobs, draw_pictures, opened, toy_grid
@@ -11,12 +12,15 @@ from voxdino.benchmark.classification import ClassificationData, linear
 from voxdino.benchmark.encoders import Encoder
 from voxdino.benchmark.grid import Cell, EncoderEntry, TaskEntry
 from voxdino.benchmark.page import report_page
-from voxdino.benchmark.run import run_grid
+from voxdino.benchmark.run import Bench, run_grid
 from voxdino.benchmark.segmentation import SegmentationData
 from voxdino.benchmark.standing import Standing
 from voxdino.cli import main as voxdino
-from voxdino.core.errors import EXIT_PARTIAL, UsageError
+from voxdino.core.errors import EXIT_PARTIAL, DivergedError, UsageError
+from voxdino.core.geometry import Grid as VoxelGrid
+from voxdino.core.io import write_volume
 from voxdino.core.safe_files import digest_file
+from voxdino.core.volume import Volume
 from voxdino.models.weights import load_backbone
 from voxdino.models.weights_card import PretrainingFacts, pack_seen
 
@@ -180,3 +184,68 @@ def test_a_changed_mask_is_prepared_anew(tmp_path):
     after = opened_masks(tmp_path, tmp_path / "bench")
     assert before.folder != after.folder and before.digest != after.digest
     assert opened_masks(tmp_path, tmp_path / "bench").folder == after.folder
+
+
+def test_cells_of_other_folds_have_other_results(root, tmp_path):
+    names = set()
+    for fold in (0, 1):
+        grid = toy_grid(tasks=(MASKS.model_copy(update={"fold": fold}),))
+        bench = Bench(grid, root, tmp_path, torch.device("cpu"))
+        names |= {bench.path(cell) for cell in bench.cells}
+    assert len(names) == 2 * 2
+
+
+def write_table(folder, rows):
+    """Pictures of a folder with their label, split and site."""
+    folder.mkdir()
+    for name in {row.split(",")[0] for row in rows}:
+        value = 30 * int(name[0]) + 20
+        grid = VoxelGrid.from_spacing((20, 20), (1.0, 1.0))
+        write_volume(folder / name, Volume(np.full((1, 20, 20), value, np.uint8), grid))
+    (folder / "labels.csv").write_text("\n".join(("file,label,split,group", *rows)) + "\n")
+    return PICTURES.model_copy(update={"data": folder.name})
+
+
+def test_images_that_change_places_are_another_set(tmp_path):
+    entry = write_table(
+        tmp_path / "set", [f"{n}.png,{n % 2},{s},g{n}" for n, s in enumerate(("train", "train", "val", "test"))]
+    )
+    before = ClassificationData.open(entry, tmp_path, tmp_path, torch.device("cpu")).digest
+    one, other, third = (tmp_path / "set" / name for name in ("0.png", "1.png", "third.png"))
+    for old, new in ((one, third), (other, one), (third, other)):
+        old.rename(new)
+    assert ClassificationData.open(entry, tmp_path, tmp_path, torch.device("cpu")).digest != before
+
+
+def test_holding_out_the_site_of_all_validation_cases_chooses_with_others(tmp_path):
+    rows = (
+        [f"{n}.png,{n % 2},train,a" for n in range(5)] + [f"{n}.png,{n % 2},val,b" for n in (5, 6)] + ["7.png,1,test,c"]
+    )
+    entry = write_table(tmp_path / "set", rows).model_copy(update={"hold_out": "group"})
+    data = ClassificationData.open(entry, tmp_path, tmp_path, torch.device("cpu"))
+    train, val, test = data.ids("b")
+    assert len(test) == 2 and val and len(train) + len(val) == 6 and not {*train, *val} & set(test)
+    train, val, test = data.ids("a")
+    assert len(test) == 5 and (len(train), len(val)) == (1, 2)
+    assert not Bench(toy_grid(tasks=(entry,)), tmp_path, tmp_path / "bench", torch.device("cpu")).failed
+
+
+@pytest.mark.parametrize("error", [UsageError, DivergedError])
+def test_a_cell_that_cannot_be_measured_is_named_and_the_others_go_on(root, tmp_path, monkeypatch, error):
+    measure = Bench.measure
+
+    def fail(self, cell):
+        if cell.encoder == "tiny":
+            raise error("cannot be done.")
+        return measure(self, cell)
+
+    monkeypatch.setattr(Bench, "measure", fail)
+    outcome = run_grid(toy_grid(tasks=(PICTURES,)), root, tmp_path, device="cpu")
+    assert len(outcome.results) == 1 and list(outcome.failed.values()) == ["cannot be done."]
+
+
+def test_tasks_that_ask_for_what_is_not_there_are_named(root, tmp_path):
+    no_fold = MASKS.model_copy(update={"name": "no_fold", "fold": 9})
+    no_groups = PICTURES.model_copy(update={"name": "no_groups", "hold_out": "group"})
+    outcome = run_grid(toy_grid(tasks=(PICTURES, no_fold, no_groups)), root, tmp_path, device="cpu")
+    assert list(outcome.failed) == ["no_fold", "no_groups"] and len(outcome.results) == 2

@@ -130,7 +130,7 @@ def decoder(recipe: str) -> Fit:
                 "seed": cell.seed,
             }
         )
-        run = data.folder / "runs" / digest_json([config.to_json(), data.digest, cell.site])[:20]
+        run = data.folder / "runs" / digest_json([config.to_json(), data.digest, data.ids(cell.site)])[:20]
         fold = data.sites.index(cell.site)
         summary = finetune(data.folder, config, run_folder=run, fold=fold, device=data.device.type, on_event=_silent)
         model = load_model(run, data.device)

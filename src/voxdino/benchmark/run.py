@@ -16,6 +16,7 @@ from voxdino.benchmark.segmentation import SegmentationData
 from voxdino.benchmark.tasks import TASKS, ClassificationTask, Task
 from voxdino.core.errors import (
     ConfigError,
+    DivergedError,
     InputError,
     PartialError,
     SafetyError,
@@ -28,6 +29,8 @@ from voxdino.models.precision import resolve_device
 from voxdino.models.registry import look_up
 
 FORMAT = 1  # raised when the meaning of a cell's number changes: older results are then not found, never misread
+
+FAULTS = (InputError, SafetyError, UsageError, DivergedError)  # of one task or cell: the others go on
 
 Data = ClassificationData | SegmentationData
 
@@ -72,12 +75,13 @@ class Bench:
         self.absent = tuple(name for name in opened if name not in self.encoders)
         self.failed: dict[str, str] = {}
         self._data: dict[tuple[str, int], Data] = {}
+        sites: dict[str, tuple[str | None, ...]] = {}
         for entry in grid.tasks:
             try:
                 self._open(entry, root)
-            except (InputError, SafetyError) as error:
+                sites[entry.name] = self._sites(entry.name)
+            except FAULTS as error:
                 self.failed[entry.name] = without_folders(error, {root: "", folder: ""})
-        sites = {name: self._sites(name) for name in self.tasks if name not in self.failed}
         seeded = {name: task.is_seeded for name, task in self.tasks.items()}
         cells = cells_of(grid, self.encoders, sites, seeded)
         self.cells = tuple(cell for cell in cells if cell.task not in self.failed)
@@ -86,11 +90,12 @@ class Bench:
         return self._data[cell.task, self._patch(self.tasks[cell.task], self.encoders[cell.encoder])]
 
     def path(self, cell: Cell) -> Path:
-        """Where a cell's result lies: another encoder, data set or way to measure gives another name."""
+        """Where a cell's result lies: another encoder, data set, split or way to measure gives another name."""
         task, data = self.tasks[cell.task], self.data(cell)
         entry = entry_of(self.grid, cell.task)
         how = [entry.probe, entry.limit, entry.axes, entry.slices, entry.window]
         key = [FORMAT, cell.to_json(), how, self.encoders[cell.encoder].card.file_digest, data.digest, task.metric]
+        key.append(data.ids(cell.site))
         return self.folder / "cells" / f"{digest_json(key)[:24]}.json"
 
     def result(self, cell: Cell) -> CellResult | None:
@@ -179,7 +184,7 @@ def run_grid(
                 continue
             try:
                 results[cell] = bench.measure(cell)
-            except (InputError, SafetyError) as error:
+            except FAULTS as error:
                 failed[str(cell)] = without_folders(error, {root: "", folder: ""})
                 say(f"{cell}: {failed[str(cell)]}")
                 continue
