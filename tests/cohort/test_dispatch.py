@@ -12,6 +12,7 @@ from voxdino.cohort.pace import Pace
 from voxdino.core.errors import ImageError, ResourceError, UsageError
 from voxdino.core.shards import Shard
 from voxdino.preparation.case import Case
+from voxdino.preparation.workers import Outcome
 
 
 def run(task, items, notes=None, size=2):
@@ -63,6 +64,39 @@ def test_a_case_that_lacks_memory_is_tried_twice_and_many_in_a_row_end_the_run(t
     with pytest.raises(ResourceError, match="memory ended"):
         run(Square(tmp_path, starves=tuple(range(20))), list(range(20)))
     assert sum(tries(tmp_path, item) for item in range(20)) < 40
+
+
+class Scripted:
+    """A crew of two: the case is given out, both workers are lost, both come back."""
+
+    size = 2
+
+    def __init__(self):
+        self.turns = [[(0, "ready"), (1, "ready")], [(0, "lost"), (1, "lost")], [(0, "ready"), (1, "ready")]]
+        self.asked = None
+
+    def start(self, task):
+        self.task = task
+
+    def give(self, worker, index, item, name):
+        self.asked = worker, index, item
+
+    def wait(self, timeout_s):
+        if self.turns:
+            return self.turns.pop(0)
+        worker, index, item = self.asked
+        return [(worker, Outcome(index, self.task(item), None))]
+
+    def replace(self, worker):
+        raise AssertionError("nobody hangs")
+
+    def stop(self):
+        self.asked = None
+
+
+def test_a_worker_lost_while_idle_gets_no_work_before_it_is_back():
+    outcomes = list(Cohort(Scripted()).over_cases(lambda item: item * item, [3], ["case 3"]))
+    assert values(outcomes) == {0: 9}
 
 
 class Unloadable:

@@ -53,8 +53,8 @@ class Cohort:
         """
         waiting = deque(_Work(index, 1, 0.0) for index in range(len(items)))
         busy: dict[int, _Work] = {}
-        idle: list[int] = []
-        in_a_row = 0
+        idle: set[int] = set()
+        in_a_row = unstarted = 0
         try:
             self.crew.start(task)
             if on_started is not None:
@@ -64,13 +64,15 @@ class Cohort:
                     worker, work = idle.pop(), waiting.popleft()
                     busy[worker] = replace(work, since=time.monotonic())
                     self.crew.give(worker, work.index, items[work.index], names[work.index])
-                for worker, answer in [*self.crew.wait(_LOOK_EVERY_S), *self._end_hanging(busy)]:
-                    given = busy.pop(worker, None)
-                    if answer != "lost":
-                        idle.append(worker)
+                for worker, answer, given in self._ended(busy):
+                    if answer == "lost":
+                        unstarted += given is None and worker not in idle
+                        idle.discard(worker)
+                    else:
+                        unstarted = 0
+                        idle.add(worker)
+                    _require_starts(unstarted)
                     if given is None:  # nothing was asked of it
-                        in_a_row = in_a_row + 1 if answer == "lost" else in_a_row
-                        _require_hope(in_a_row, None)
                         continue
                     outcome = self._outcome(answer, given, names)
                     if _is_for_want(outcome) and given.tries < TRIES:
@@ -94,12 +96,15 @@ class Cohort:
         error = ResourceError(fact, where=name, fix="predict (prepare) it alone on a machine with more memory.")
         return Outcome(given.index, None, Fault(error, ""))
 
-    def _end_hanging(self, busy: dict[int, _Work]) -> list[tuple[int, Answer]]:
-        """Workers that hang count as lost."""
+    def _ended(self, busy: dict[int, _Work]) -> list[tuple[int, Answer, _Work | None]]:
+        """What happened, with the case that it was about, which is taken out of `busy`. Who hangs counts as lost."""
+        answers = self.crew.wait(_LOOK_EVERY_S)
+        ended = [(worker, answer, None if answer == "ready" else busy.pop(worker, None)) for worker, answer in answers]
         hanging = [worker for worker, work in busy.items() if time.monotonic() - work.since > STALL_AFTER_S]
         for worker in hanging:
             self.crew.replace(worker)
-        return [(worker, "lost") for worker in hanging]
+            ended.append((worker, "lost", busy.pop(worker)))
+        return ended
 
 
 def _is_for_want(outcome: Outcome[Any]) -> bool:
@@ -116,9 +121,11 @@ def _set_aside(outcome: Outcome[Result]) -> Outcome[Result]:
     return replace(outcome, fault=fault)
 
 
-def _require_hope(in_a_row: int, outcome: Outcome[Any] | None) -> None:
-    if in_a_row < MOST_IN_A_ROW:
-        return
-    if outcome is not None and outcome.fault is not None:
+def _require_hope(in_a_row: int, outcome: Outcome[Any]) -> None:
+    if in_a_row >= MOST_IN_A_ROW and outcome.fault is not None:
         raise outcome.fault.error
-    raise ResourceError("no worker starts: one after the other ends.", fix="try --on local:1 with --debug.")
+
+
+def _require_starts(unstarted: int) -> None:
+    if unstarted >= MOST_IN_A_ROW:
+        raise ResourceError("no worker starts: one after the other ends.", fix="try --on local:1 with --debug.")
