@@ -63,7 +63,7 @@ def test_a_case_that_lacks_memory_is_tried_twice_and_many_in_a_row_end_the_run(t
     assert tries(tmp_path / "one", 1) == 2
     with pytest.raises(ResourceError, match="memory ended"):
         run(Square(tmp_path, starves=tuple(range(20))), list(range(20)))
-    assert sum(tries(tmp_path, item) for item in range(20)) < 40
+    assert sum(tries(tmp_path, item) for item in range(20)) <= 6 + 2  # three per worker, and what is in work then
 
 
 class Scripted:

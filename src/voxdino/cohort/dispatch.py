@@ -49,12 +49,14 @@ class Cohort:
     ) -> Generator[Outcome[Result], None, None]:
         """See `run_over_cases`; how many workers there are is the crew's business.
 
-        Errors: ResourceError where one case after the other ends for want of resources, or no worker starts.
+        Errors: ResourceError where one case after the other ends for want of resources (three set aside, or as many
+        tries in a row as three per worker), or no worker starts.
         """
         waiting = deque(_Work(index, 1, 0.0) for index in range(len(items)))
         busy: dict[int, _Work] = {}
         idle: set[int] = set()
-        in_a_row = unstarted = 0
+        wanting = in_a_row = unstarted = 0
+        most = MOST_IN_A_ROW * max(TRIES, self.crew.size)
         try:
             self.crew.start(task)
             if on_started is not None:
@@ -75,11 +77,13 @@ class Cohort:
                     if given is None:  # nothing was asked of it
                         continue
                     outcome = self._outcome(answer, given, names)
+                    wanting = wanting + 1 if _is_for_want(outcome) else 0
+                    _require_hope(wanting < most, outcome)
                     if _is_for_want(outcome) and given.tries < TRIES:
                         waiting.append(replace(given, tries=given.tries + 1))
                         continue
                     in_a_row = in_a_row + 1 if _is_for_want(outcome) else 0
-                    _require_hope(in_a_row, outcome)
+                    _require_hope(in_a_row < MOST_IN_A_ROW, outcome)
                     yield _set_aside(outcome)
         finally:
             self.crew.stop()
@@ -121,8 +125,8 @@ def _set_aside(outcome: Outcome[Result]) -> Outcome[Result]:
     return replace(outcome, fault=fault)
 
 
-def _require_hope(in_a_row: int, outcome: Outcome[Any]) -> None:
-    if in_a_row >= MOST_IN_A_ROW and outcome.fault is not None:
+def _require_hope(there_is: bool, outcome: Outcome[Any]) -> None:
+    if not there_is and outcome.fault is not None:
         raise outcome.fault.error
 
 
