@@ -117,9 +117,9 @@ def test_workers_that_never_start_end_the_run():
 def test_a_worker_that_hangs_is_replaced(tmp_path, monkeypatch):
     from voxdino.cohort import dispatch
 
-    monkeypatch.setattr(dispatch, "STALL_AFTER_S", 0.4)
     monkeypatch.setattr(dispatch, "_LOOK_EVERY_S", 0.1)
-    outcomes = run(Square(tmp_path, seconds=60.0), [1], size=1)
+    cohort = Cohort(LocalCrew(1), stall_after_s=0.4)
+    outcomes = list(cohort.over_cases(Square(tmp_path, seconds=60.0), [1], ["case 1"]))
     assert "ended its worker 2 times" in outcomes[0].fault.error.fact
     assert tries(tmp_path, 1) == 2
 

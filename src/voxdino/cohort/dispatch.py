@@ -33,10 +33,12 @@ class Cohort:
 
     A case whose worker dies or hangs, or lacks memory or disk, is tried once more, last of all and most likely by
     another worker; then it is set aside with a fault that says so. on_note(text): for every lost worker.
+    stall_after_s: a case that takes longer hangs (dead network drive), and its worker is lost.
     """
 
     crew: Crew
     on_note: Callable[[str], None] | None = None
+    stall_after_s: float = STALL_AFTER_S
 
     def over_cases(
         self,
@@ -104,7 +106,7 @@ class Cohort:
         """What happened, with the case that it was about, which is taken out of `busy`. Who hangs counts as lost."""
         answers = self.crew.wait(_LOOK_EVERY_S)
         ended = [(worker, answer, None if answer == "ready" else busy.pop(worker, None)) for worker, answer in answers]
-        hanging = [worker for worker, work in busy.items() if time.monotonic() - work.since > STALL_AFTER_S]
+        hanging = [worker for worker, work in busy.items() if time.monotonic() - work.since > self.stall_after_s]
         for worker in hanging:
             self.crew.replace(worker)
             ended.append((worker, "lost", busy.pop(worker)))

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -13,6 +13,8 @@ from voxdino.inference.ledger import CasePrediction, PredictRecord
 from voxdino.inference.run import CaseEnd, predict_one
 from voxdino.inference.segmenting import Segmenting
 from voxdino.preparation.case import Case
+
+_STALL_AFTER_S = 24 * 3600.0  # a large volume on a slow processor takes hours, with a second look and mirrored
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,8 @@ class Spread:
     ) -> Iterator[CaseEnd]:
         task = _PredictOne(self.models, how, folder.absolute())
         names = [case.id for case, _ in items]
-        with closing(self.cohort.over_cases(task, items, names)) as outcomes:
+        cohort = replace(self.cohort, stall_after_s=_STALL_AFTER_S)
+        with closing(cohort.over_cases(task, items, names)) as outcomes:
             for outcome in outcomes:
                 end: CasePrediction | VoxdinoError | None = outcome.value
                 yield items[outcome.index][0], outcome.fault.error if outcome.fault else end
