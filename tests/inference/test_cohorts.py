@@ -13,15 +13,17 @@ from voxdino.cohort.dispatch import Cohort
 from voxdino.cohort.predicting import Models, Spread
 from voxdino.core.errors import PartialError, ResourceError, UsageError
 from voxdino.core.io import write_label_map, write_volume
+from voxdino.core.io.options import ReadOptions
 from voxdino.core.labels import LabelSet
 from voxdino.core.safe_files import lock_folder
 from voxdino.core.shards import Shard
 from voxdino.core.volume import LabelMap
 from voxdino.evaluation.evaluate import evaluate
+from voxdino.inference import memory
 from voxdino.inference.cases import find_cases
 from voxdino.inference.ledger import PredictRecord
 from voxdino.inference.load import load_model
-from voxdino.inference.run import predict_cases
+from voxdino.inference.run import predict_cases, predict_one
 from voxdino.inference.settings import PredictSettings
 from voxdino.preparation.phantoms import draw_phantoms
 
@@ -61,6 +63,20 @@ def test_workers_leave_the_bytes_of_one_process_and_set_bad_cases_aside(images, 
     assert (summary.num_done, summary.num_kept) == (2, 3)
     predict(images, run_folder, tmp_path / "alone")
     assert contents(tmp_path / "together") == contents(tmp_path / "alone")
+
+
+def test_workers_that_memory_does_not_hold_together_are_refused_before_they_start(
+    images, run_folder, tmp_path, monkeypatch
+):
+    cases = find_cases([images])
+    monkeypatch.setattr(memory, "available_memory", lambda: int(1.5 * memory.needed_bytes(cases[0])[0]))
+    with pytest.raises(ResourceError, match="use fewer workers: --on local:1") as caught:
+        predict(images, run_folder, tmp_path / "out", spread=local(run_folder))
+    assert "and 1 more at the same time need about" in caught.value.fact
+    how = PredictRecord(model="", model_digest="", licence="", settings=USUAL, read_options=ReadOptions())
+    monkeypatch.setattr(memory, "available_memory", lambda: 1000)
+    with pytest.raises(ResourceError, match="are free"):  # on whatever machine the worker is
+        predict_one(cases[0], None, load_model(run_folder), how, tmp_path / "out")
 
 
 def test_shards_at_the_same_time_and_then_a_plain_call_make_one_record(images, run_folder, tmp_path):

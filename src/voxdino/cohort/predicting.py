@@ -6,10 +6,12 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
+from voxdino.cohort.crew import LocalCrew
 from voxdino.cohort.dispatch import Cohort
 from voxdino.core.errors import VoxdinoError
 from voxdino.inference.choose import load_segmenting
 from voxdino.inference.ledger import CasePrediction, PredictRecord
+from voxdino.inference.memory import require_memory_for
 from voxdino.inference.run import CaseEnd, predict_one
 from voxdino.inference.segmenting import Segmenting
 from voxdino.preparation.case import Case
@@ -39,6 +41,8 @@ class Spread:
     ) -> Iterator[CaseEnd]:
         task = _PredictOne(self.models, how, folder.absolute())
         names = [case.id for case, _ in items]
+        if isinstance(self.cohort.crew, LocalCrew):  # its workers share this machine's memory
+            require_memory_for([case for case, _ in items], at_once=min(self.cohort.crew.size, len(items)))
         cohort = replace(self.cohort, stall_after_s=_STALL_AFTER_S)
         with closing(cohort.over_cases(task, items, names)) as outcomes:
             for outcome in outcomes:

@@ -32,13 +32,20 @@ def needed_bytes(case: Case) -> tuple[int, str]:
     return num_voxels * (READ_BYTES * num_channels + LABEL_BYTES) + WORKING_BYTES, f"{format_shape(grid.shape)} voxels"
 
 
-def require_memory_for(cases: Sequence[Case]) -> str:
-    """What the largest case needs and what is free, in words. Errors: ResourceError where that is too little."""
+def require_memory_for(cases: Sequence[Case], *, at_once: int = 1) -> str:
+    """What the largest case needs (the largest, where several are in work at once) and what is free, in words.
+
+    Errors: ResourceError where that is too little.
+    """
     if not cases:
         return ""
-    (need, what), largest = max(((needed_bytes(case), case) for case in cases), key=lambda pair: pair[0][0])
-    free = available_memory()
-    told = f"{what} need about {format_bytes(need)}, {format_bytes(free)} are free"
+    needs = sorted(((needed_bytes(case), case) for case in cases), key=lambda pair: pair[0][0], reverse=True)
+    (one, what), largest = needs[0]
+    need, free = sum(size for (size, _), _ in needs[:at_once]), available_memory()
+    several = "" if at_once == 1 else f" and {at_once - 1} more at the same time"
+    told = f"{what}{several} need about {format_bytes(need)}, {format_bytes(free)} are free"
+    if one <= free < need:
+        raise ResourceError(f"{told}.", where=largest.images[0], fix=f"use fewer workers: --on local:{free // one}.")
     if need > free:
         fix = f"close other programs, cut the image to what matters, or use a machine with {format_bytes(need)} free."
         raise ResourceError(f"{told}.", where=largest.images[0], fix=fix)

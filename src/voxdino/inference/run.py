@@ -169,8 +169,9 @@ def predict_one(
 ) -> CasePrediction | None:
     """As `predict_cases` for one case, where others keep the ledger; None where `earlier` still holds.
 
-    Errors: those of the case.
+    Errors: those of the case; ResourceError where memory cannot hold it.
     """
+    require_memory_for([case])
     ledger = Ledger(folder, how, {} if earlier is None else {case.id: earlier})
     work = _Work(team, how, ledger)
     [(_, end)] = _ends([case], work, {case.id: output_file(case, folder, how.output)})
