@@ -11,7 +11,7 @@ from conftest import make_volume
 from voxdino.cohort.crew import LocalCrew
 from voxdino.cohort.dispatch import Cohort
 from voxdino.cohort.predicting import Models, Spread
-from voxdino.core.errors import PartialError, ResourceError, UsageError
+from voxdino.core.errors import ImageError, PartialError, ResourceError, UsageError
 from voxdino.core.io import write_label_map, write_volume
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.labels import LabelSet
@@ -77,6 +77,22 @@ def test_workers_that_memory_does_not_hold_together_are_refused_before_they_star
     monkeypatch.setattr(memory, "available_memory", lambda: 1000)
     with pytest.raises(ResourceError, match="are free"):  # on whatever machine the worker is
         predict_one(cases[0], None, load_model(run_folder), how, tmp_path / "out")
+
+
+def test_workers_have_ended_when_the_folder_is_free_again(images, run_folder, tmp_path):
+    free, out = [], tmp_path / "out"
+
+    def spread(items, how, folder):
+        try:
+            yield items[0][0], ImageError("bad")
+        finally:
+            with pytest.raises(ResourceError, match="another run"), lock_folder(folder):
+                pass
+            free.append(folder)
+
+    with pytest.raises(ImageError) as caught:
+        predict(images, run_folder, out, spread=spread, strict=True)
+    assert free == [out] and caught.value.fact == "bad"
 
 
 def test_shards_at_the_same_time_and_then_a_plain_call_make_one_record(images, run_folder, tmp_path):

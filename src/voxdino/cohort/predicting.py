@@ -1,6 +1,6 @@
 """Predicting a cohort: every worker loads the model once, and writes each case's label map itself."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -38,7 +38,7 @@ class Spread:
 
     def __call__(
         self, items: Sequence[tuple[Case, CasePrediction | None]], how: PredictRecord, folder: Path
-    ) -> Iterator[CaseEnd]:
+    ) -> Generator[CaseEnd, None, None]:
         task = _PredictOne(self.models, how, folder.absolute())
         names = [case.id for case, _ in items]
         if isinstance(self.cohort.crew, LocalCrew):  # its workers share this machine's memory

@@ -2,9 +2,9 @@
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -50,7 +50,9 @@ __all__ = ["RECORD_NAME", "CasePrediction", "PredictRecord", "PredictSummary", "
 
 
 CaseEnd = tuple[Case, CasePrediction | VoxdinoError | None]  # None: its prediction was there already
-Spreading = Callable[[Sequence[tuple[Case, CasePrediction | None]], PredictRecord, Path], Iterator[CaseEnd]]
+Spreading = Callable[
+    [Sequence[tuple[Case, CasePrediction | None]], PredictRecord, Path], Generator[CaseEnd, None, None]
+]
 
 
 class PredictSummary(Record):
@@ -130,20 +132,21 @@ def predict_cases(
                 ends = _ends(cases, _Work(team, fresh, ledger), outputs)
             else:
                 ends = spread([(case, ledger.cases.get(case.id)) for case in cases], fresh, out_folder)
-            for position, (case, end) in enumerate(ends, start=1):
-                if isinstance(end, CasePrediction):
-                    ledger.cases[case.id] = end
-                elif end is None:
-                    num_kept += 1
-                elif strict or len(cases) == 1:
-                    raise end
-                else:
-                    ledger.cases.pop(case.id, None)
-                    folders = {image.parent: "" for image in case.files} | {out_folder: ""}
-                    failed[case.id] = without_folders(end, folders)
-                if on_progress:
-                    on_progress(position, len(cases))
-                ledger.write_now_and_then()
+            with closing(ends):  # workers end before others may write here
+                for position, (case, end) in enumerate(ends, start=1):
+                    if isinstance(end, CasePrediction):
+                        ledger.cases[case.id] = end
+                    elif end is None:
+                        num_kept += 1
+                    elif strict or len(cases) == 1:
+                        raise end
+                    else:
+                        ledger.cases.pop(case.id, None)
+                        folders = {image.parent: "" for image in case.files} | {out_folder: ""}
+                        failed[case.id] = without_folders(end, folders)
+                    if on_progress:
+                        on_progress(position, len(cases))
+                    ledger.write_now_and_then()
         finally:
             record = ledger.write(failed)
         if shard is None:
@@ -180,7 +183,7 @@ def predict_one(
     return end
 
 
-def _ends(cases: Sequence[Case], work: "_Work", outputs: dict[str, Path]) -> Iterator[CaseEnd]:
+def _ends(cases: Sequence[Case], work: "_Work", outputs: dict[str, Path]) -> Generator[CaseEnd, None, None]:
     """How each case ended, in turn: its prediction, what was wrong with it, or None where it was there already."""
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         ahead: deque[Future[_Fetched]] = deque()
