@@ -24,6 +24,7 @@ from voxdino.core.safe_files import digest_file
 from voxdino.core.volume import Volume
 from voxdino.inference import ledger, memory, run, team
 from voxdino.inference.cases import find_cases
+from voxdino.inference.ledger import RECORD_NAME, PredictRecord
 from voxdino.inference.load import load_model, save_model
 from voxdino.inference.predictor import PredictSettings
 from voxdino.inference.run import predict_cases
@@ -398,6 +399,21 @@ def test_a_prediction_corrected_by_hand_is_kept_aside(model, cases, tmp_path):
         assert notes[-1].endswith(f"kept as {name}")
         assert (tmp_path / "out" / name).read_bytes() == edited
     assert contents(tmp_path / "out").items() >= before.items()
+
+
+def test_a_label_map_of_somebody_else_is_kept_aside_and_our_own_unrecorded_one_is_not(model, cases, tmp_path):
+    out = tmp_path / "out"
+    predict_cases(cases[:2], model, out)
+    theirs = (out / f"{cases[0].id}.nii.gz").read_bytes()
+    (out / f"{cases[2].id}.nii.gz").write_bytes(theirs)
+    ours = PredictRecord.read(out / RECORD_NAME)
+    kept = {name: case for name, case in ours.cases.items() if name != cases[0].id}
+    ours.model_copy(update={"cases": kept}).write(out / RECORD_NAME)  # killed before it was recorded
+    notes = []
+    assert predict_cases(cases, model, out, on_note=notes.append).num_done == 2
+    assert [path.name for path in out.glob("*.edited*")] == [f"{cases[2].id}.edited.nii.gz"]
+    assert (out / f"{cases[2].id}.edited.nii.gz").read_bytes() == theirs
+    assert any(f"kept as {cases[2].id}.edited.nii.gz" in note for note in notes)
 
 
 def test_inputs_that_are_missing_empty_or_double_are_refused(tmp_path):

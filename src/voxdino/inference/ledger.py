@@ -70,6 +70,7 @@ class Ledger:
     ) -> None:
         self.folder, self.record, self.cases, self._name = folder, record, dict(cases), name
         self._on_note = on_note
+        self._unrecorded: dict[str, Path] = {}
         self._written_at = 0.0
 
     def has(self, case: Case) -> bool:
@@ -93,16 +94,40 @@ class Ledger:
         if entry is None:
             return
         path = require_inside(self.folder, entry.output)
-        if _is_edited(path, entry):
-            suffix = image_suffix(path)
-            stem = f"{path.name.removesuffix(suffix)}.edited"
-            names = chain([f"{stem}{suffix}"], (f"{stem}-{n}{suffix}" for n in count(2)))
-            aside = next(aside for name in names if not (aside := path.with_name(name)).exists())
-            path.rename(aside)
-            if self._on_note:
-                self._on_note(f"{path.name} was edited after it was predicted: kept as {aside.name}")
+        if path.is_file() and digest_file(path) != entry.output_digest:
+            self._put_aside(path, "{} was edited after it was predicted: kept as {}")
         for name in (entry.output, *entry.beside):
             require_inside(self.folder, name).unlink(missing_ok=True)
+
+    def clear(self, case: str, output: Path) -> None:
+        """As `forget`, and nothing stays at `output`: a label map that no run recorded is kept aside."""
+        self.forget(case)
+        if output.is_file():
+            note = "{} is not recorded: kept as {}, unless the prediction is the same"
+            if aside := self._put_aside(output, note):
+                self._unrecorded[case] = aside
+            output.unlink(missing_ok=True)
+
+    def settle(self, case: str, output_digest: str) -> None:
+        """What was kept aside goes where it is the prediction itself: of a run killed before it recorded it."""
+        aside = self._unrecorded.pop(case, None)
+        if aside is not None and digest_file(aside) == output_digest:
+            aside.unlink()
+
+    def _put_aside(self, path: Path, note: str) -> Path | None:
+        """Rename a label map; None for a damaged file, which is nobody's work."""
+        try:
+            read_label_map(path)
+        except VoxdinoError:
+            return None
+        suffix = image_suffix(path)
+        stem = f"{path.name.removesuffix(suffix)}.edited"
+        names = chain([f"{stem}{suffix}"], (f"{stem}-{n}{suffix}" for n in count(2)))
+        aside = next(aside for name in names if not (aside := path.with_name(name)).exists())
+        path.rename(aside)
+        if self._on_note:
+            self._on_note(note.format(path.name, aside.name))
+        return aside
 
     def write(self, failed: dict[str, str] | None = None) -> PredictRecord:
         update = {"cases": dict(sorted(self.cases.items())), "failed": failed or {}}
@@ -114,17 +139,6 @@ class Ledger:
     def write_now_and_then(self) -> None:
         if time.monotonic() - self._written_at > RECORD_EVERY_S:
             self.write()
-
-
-def _is_edited(path: Path, entry: CasePrediction) -> bool:
-    """Whether a prediction was changed by hand; damaged files are nobody's work."""
-    if not path.is_file() or digest_file(path) == entry.output_digest:
-        return False
-    try:
-        read_label_map(path)
-    except VoxdinoError:
-        return False
-    return True
 
 
 def differences(earlier: PredictRecord, fresh: PredictRecord) -> list[str]:

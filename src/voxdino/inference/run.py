@@ -94,7 +94,8 @@ def predict_cases(
                A call without it, afterwards, keeps what they made and leaves one predictions.json.
     spread:    who computes, in place of this process.
     on_progress(done, total) is called after every case; on_note(text) with the memory that the largest case needs, and
-    for every prediction that was edited since it was made and has to go: it is kept as CASE.edited.*.
+    for every label map that was edited since it was made, or that no run recorded, and has to go: it is kept as
+    CASE.edited.*.
 
     Errors: UsageError where the folder holds other predictions; ResourceError for disk, lock and memory.
     """
@@ -265,8 +266,7 @@ class _Work:
             fetched = fetching.result()
         finally:
             if fetched is None or fetched.volume is not None:
-                self._ledger.forget(case.id)
-                output.unlink(missing_ok=True)
+                self._ledger.clear(case.id, output)
         if fetched.digests is None or fetched.volume is None:
             return None
         beside = self._how.output.probabilities_file(output, case)
@@ -279,11 +279,13 @@ class _Work:
         beside = how.output.probabilities_file(output, case)
         with _named(case, beside):
             write_prediction(output, labels, case, how.output, classes=classes, model=(how.model, how.model_digest))
+        digest = digest_file(output)
+        self._ledger.settle(case.id, digest)
         volumes, unit = measure_volumes(labels, self._team.plan)
         return CasePrediction(
             inputs=digests,
             output=output.name,
-            output_digest=digest_file(output),
+            output_digest=digest,
             volumes=volumes,
             unit=unit,
             beside={} if beside is None else {beside.name: digest_file(beside)},
