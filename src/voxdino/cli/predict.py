@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from voxdino.inference.settings import PredictSettings
 
 MOST_MAGNIFIED = 8.0
+_OF_CLASSIFIERS = ("inputs", "run", "out", "strict", "device", "dry_run", "json")
 
 
 class Gate(StrEnum):
@@ -40,6 +41,7 @@ class Amp(StrEnum):
 
 
 def predict(
+    context: typer.Context,
     inputs: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
     run: Annotated[
         list[Path], typer.Option("--run", "-r", help="The run folder of a fine-tuned model; several vote (folds).")
@@ -100,6 +102,7 @@ def predict(
 
         if len(run) > 1:
             raise UsageError("classifiers do not vote", where="--run", fix="give one run, and average the tables.")
+        _require_for_classifier(context)
         classify(inputs, run[0], out, strict=strict, device=device, dry_run=dry_run, json=json)
         return
     output = OutputSettings(format=output_format, keep_patient=keep_patient, probabilities=probabilities)
@@ -174,6 +177,20 @@ def predict(
     if not json:
         print_predictions(summary, cases)
     end(summary.to_json(), None, as_json=json)
+
+
+def _require_for_classifier(context: typer.Context) -> None:
+    """Errors: UsageError naming the options given that only label maps have."""
+    from voxdino.core.errors import UsageError
+
+    sources = {
+        param.opts[0]: context.get_parameter_source(param.name or "")
+        for param in context.command.params
+        if param.name not in _OF_CLASSIFIERS
+    }
+    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+    if given:
+        raise UsageError(f"a classifier takes no {', '.join(given)}", fix="leave that out.")
 
 
 def _hasty(settings: "PredictSettings", run: Path) -> "PredictSettings":
