@@ -148,9 +148,10 @@ def predict(
     spread = None
     if on is not None:
         from voxdino.cohort.predicting import Models, Spread
+        from voxdino.models.precision import resolve_device
 
         models = Models(tuple(one.absolute() for one in run), localise, clean_up, device.value)
-        spread = Spread(cohort_on(on, device), models)
+        spread = Spread(cohort_on(on, resolve_device(device.value).type), models)
     with counting("predicting", tell=on is not None) as on_progress:
         try:
             summary = predict_cases(
