@@ -26,6 +26,7 @@ from voxdino.inference.load import load_model
 from voxdino.inference.run import predict_cases, predict_one
 from voxdino.inference.settings import PredictSettings
 from voxdino.preparation.phantoms import draw_phantoms
+from voxdino.preparation.workers import Outcome
 
 USUAL = PredictSettings(amp="off")
 
@@ -93,6 +94,22 @@ def test_workers_have_ended_when_the_folder_is_free_again(images, run_folder, tm
     with pytest.raises(ImageError) as caught:
         predict(images, run_folder, out, spread=spread, strict=True)
     assert free == [out] and caught.value.fact == "bad"
+
+
+def test_workers_get_paths_that_hold_in_any_working_folder(images, tmp_path, monkeypatch):
+    sent = []
+
+    def over_cases(cohort, task, items, names):
+        sent.extend(items)
+        yield Outcome(0, None, None)
+
+    monkeypatch.setattr(Cohort, "over_cases", over_cases)
+    monkeypatch.chdir(tmp_path)
+    [case, *_] = find_cases([images.relative_to(tmp_path)])
+    how = PredictRecord(model="", model_digest="", licence="", settings=USUAL, read_options=ReadOptions())
+    [(ended, _)] = Spread(Cohort(LocalCrew(1)), Models(()))([(case, None)], how, tmp_path)
+    assert ended is case and not case.images[0].is_absolute()
+    assert sent[0][0].images == (images / "c0.nii.gz",)
 
 
 def test_shards_at_the_same_time_and_then_a_plain_call_make_one_record(images, run_folder, tmp_path):

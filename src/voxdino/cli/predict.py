@@ -150,7 +150,7 @@ def predict(
         from voxdino.cohort.predicting import Models, Spread
         from voxdino.models.precision import resolve_device
 
-        models = Models(tuple(one.absolute() for one in run), localise, clean_up, device.value)
+        models = Models(tuple(one.absolute() for one in run), localise and localise.absolute(), clean_up, device.value)
         spread = Spread(cohort_on(on, resolve_device(device.value).type), models)
     with counting("predicting", tell=on is not None) as on_progress:
         try:

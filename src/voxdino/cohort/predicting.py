@@ -44,10 +44,17 @@ class Spread:
         if isinstance(self.cohort.crew, LocalCrew):  # its workers share this machine's memory
             require_memory_for([case for case, _ in items], at_once=min(self.cohort.crew.size, len(items)))
         cohort = replace(self.cohort, stall_after_s=_STALL_AFTER_S)
-        with closing(cohort.over_cases(task, items, names)) as outcomes:
+        sent = [(_absolute(case), earlier) for case, earlier in items]
+        with closing(cohort.over_cases(task, sent, names)) as outcomes:
             for outcome in outcomes:
                 end: CasePrediction | VoxdinoError | None = outcome.value
                 yield items[outcome.index][0], outcome.fault.error if outcome.fault else end
+
+
+def _absolute(case: Case) -> Case:
+    """Workers elsewhere have another working folder."""
+    label = case.label and case.label.absolute()
+    return replace(case, images=tuple(image.absolute() for image in case.images), label=label)
 
 
 @dataclass(frozen=True)
