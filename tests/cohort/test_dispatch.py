@@ -2,6 +2,7 @@
 
 import os
 import sys
+from types import SimpleNamespace
 
 import pytest
 from tasks import Square, tries
@@ -135,6 +136,20 @@ def test_without_ray_the_option_says_what_to_install(monkeypatch):
     for text in ("ray", "ray://head:10001"):
         with pytest.raises(ResourceError, match=r"pip install 'voxdino\[ray\]', or use --on local"):
             parse_crew(text)
+
+
+@pytest.mark.parametrize("address", ["ray", "ray://head:10001"])
+def test_a_cluster_that_does_not_answer_is_named_and_no_other_one_taken(monkeypatch, address):
+    asked = []
+
+    def init(*, address=None, **_):
+        asked.append(address)
+        raise ConnectionError("nobody there") if address == "auto" else ValueError("bad")
+
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, init=init))
+    with pytest.raises(ResourceError, match="no Ray cluster answers"):
+        parse_crew(address)
+    assert asked == ([None, "auto"] if address == "ray" else [address])
 
 
 def test_shards_together_have_every_case_once_in_whatever_order_they_were_found():

@@ -36,11 +36,12 @@ class RayCrew:
         try:
             if address is not None:
                 self._ray.init(address=address, **quiet)
-            else:
+                return
+            try:
                 self._ray.init(include_dashboard=False, num_cpus=available_cpus(), **quiet)
-        except ValueError:  # a cluster runs here already: its processors are its own business
-            self._ray.init(address="auto", **quiet)
-        except (ConnectionError, TimeoutError, RuntimeError) as error:
+            except ValueError:  # a cluster runs here already: its processors are its own business
+                self._ray.init(address="auto", **quiet)
+        except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
             fact = f"no Ray cluster answers ({str(error).splitlines()[0] if str(error) else type(error).__name__})."
             raise ResourceError(fact, where=address or "ray", fix="check ray status on its head node.") from error
 
