@@ -6,7 +6,6 @@ from voxdino.core.errors import CheckpointError
 from voxdino.core.records import Record
 from voxdino.inference.postprocess import Postprocessing
 from voxdino.inference.probe import Probe
-from voxdino.inference.settings import PredictSettings
 from voxdino.preparation.plan import Plan
 
 CARD_NAME = "export.json"
@@ -19,7 +18,7 @@ class ExportCard(Record):
 
     It gives `logits` (B, K, D, h, w) before softmax (sigmoid for regions). B is free, and D where plan.slab > 1.
     plan:       before the network: orientation, in-plane spacing, intensities, tile, context; after it: labels, grid.
-    settings:   how tiles overlap, what is skipped.   clean_up: what is done to the label map, class by class.
+    clean_up:   what is done to the label map, class by class.
     run_digest: of the model that was exported.       probe: what it made of a drawn image.
     """
 
@@ -28,7 +27,6 @@ class ExportCard(Record):
     licence: str
     voxdino_version: str
     plan: Plan
-    settings: PredictSettings
     clean_up: Postprocessing
     probe: Probe
     format_version: int = 1

@@ -18,7 +18,6 @@ from voxdino.inference.load import LoadedModel, load_model
 from voxdino.inference.onnx_model import load_export
 from voxdino.inference.postprocess import Postprocessing
 from voxdino.inference.probe import Probe, probe_crop
-from voxdino.inference.settings import PredictSettings
 from voxdino.models.segmenter import Segmenter
 
 _OWN_FILES = {CARD_NAME, NETWORK_NAME, MANIFEST_NAME}
@@ -58,7 +57,6 @@ def export_model(run_folder: Path, out_folder: Path) -> ExportCard:
         licence=model.licence,
         voxdino_version=voxdino.__version__,
         plan=model.plan,
-        settings=PredictSettings(),
         clean_up=Postprocessing.of_run(run_folder),
         probe=Probe.of(crop, logits.numpy()),
     )
