@@ -416,6 +416,15 @@ def test_a_label_map_of_somebody_else_is_kept_aside_and_our_own_unrecorded_one_i
     assert any(f"kept as {cases[2].id}.edited.nii.gz" in note for note in notes)
 
 
+@pytest.mark.parametrize("place", ["", "predictions"])
+def test_predictions_do_not_go_into_the_folder_of_a_scan(model, tmp_path, place):
+    scan = tmp_path / "scan"
+    scan.mkdir()
+    with pytest.raises(UsageError, match="lies in the folder of a scan"):
+        predict_cases([Case("scan", (scan,), None)], model, scan / place)
+    assert not list(scan.iterdir())
+
+
 def test_inputs_that_are_missing_empty_or_double_are_refused(tmp_path):
     with pytest.raises(DatasetError, match="no such file or folder"):
         find_cases([tmp_path / "absent.nii.gz"])

@@ -97,7 +97,7 @@ def predict_cases(
     for every label map that was edited since it was made, or that no run recorded, and has to go: it is kept as
     CASE.edited.*.
 
-    Errors: UsageError where the folder holds other predictions; ResourceError for disk, lock and memory.
+    Errors: UsageError where the folder holds other predictions or lies in a scan's own; ResourceError for disk, lock and memory.
     """
     started = time.monotonic()
     if not cases:
@@ -114,6 +114,7 @@ def predict_cases(
         output=output,
     )
     require_outputs(cases, output)
+    _require_outside(out_folder, cases)
     with lock_folder(out_folder, part="" if shard is None else str(shard)):
         sweep_temporary(out_folder)
         outputs = {case.id: output_file(case, out_folder, output) for case in cases}
@@ -290,6 +291,15 @@ class _Work:
             unit=unit,
             beside={} if beside is None else {beside.name: digest_file(beside)},
         )
+
+
+def _require_outside(out_folder: Path, cases: Sequence[Case]) -> None:
+    """Errors: UsageError for a folder in a scan, whose content would not be the same in the next run."""
+    out = out_folder.resolve()
+    for scan in dict.fromkeys(image for case in cases for image in case.images if image.is_dir()):
+        if out.is_relative_to(scan.resolve()):
+            fact = f"lies in the folder of a scan to predict ({scan.name})."
+            raise UsageError(fact, where=out_folder, fix="choose a folder outside it.")
 
 
 @contextmanager
