@@ -31,9 +31,9 @@ def test_a_set_is_learned_and_its_test_cases_get_probabilities(pictures, tmp_pat
     run = str(tmp_path / "work" / "runs" / "bright")
     assert main(["predict", str(pictures), "--run", run, "--out", str(tmp_path / "out"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    surplus = ["--shard", "1/2", "--overwrite", "--gate", "auto"]
+    surplus = ["--shard", "1/2", "--overwrite", "--gate", "off"]
     assert main(["predict", str(pictures), "--run", run, "--out", str(tmp_path / "no"), *surplus]) == 2
-    assert "a classifier takes no --gate, --shard, --overwrite" in capsys.readouterr().err
+    assert "--gate, --shard, --overwrite: is for segmentation" in capsys.readouterr().err
     assert [case["predicted"] for case in told["cases"].values()] == [["0"], ["1"], ["0"], ["1"]]
     assert (tmp_path / "out" / "probabilities.csv").read_text().startswith("case,predicted,0,1\n")
     assert main(["evaluate", str(tmp_path / "out"), str(pictures), "--metrics", "auroc,accuracy", "--json"]) == 0

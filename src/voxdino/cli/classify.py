@@ -79,6 +79,14 @@ def classify(
     end(record.to_json(), None, as_json=json)
 
 
+def require_none(options: Mapping[str, object], fact: str) -> None:
+    """Errors: UsageError naming the options of segmentation that were given all the same."""
+    from voxdino.core.errors import UsageError
+
+    if given := [name for name, value in options.items() if value]:
+        raise UsageError(fact, where=", ".join(given), fix="leave it out.")
+
+
 def score_classes(
     predictions: Path,
     references: Path,
@@ -92,12 +100,10 @@ def score_classes(
     """Score probabilities.csv against a labelled set. without: options of segmentation, which must not be given."""
     from voxdino.cli.references import read_groups
     from voxdino.cli.summaries import error_of
-    from voxdino.core.errors import UsageError
     from voxdino.evaluation.classified import evaluate_classes
     from voxdino.preparation.classification import open_classification_set
 
-    if given := [name for name, value in without.items() if value]:
-        raise UsageError("is for segmentations; these are classes.", where=given[0], fix="leave it out.")
+    require_none(without, "is for segmentations; these are classes.")
     known = open_classification_set(references)
     ids = [(case.id, case.file, case.file) for case in known.splits["test"]]
     patients = None if groups is None else read_groups(groups, ids)

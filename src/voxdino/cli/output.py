@@ -65,9 +65,9 @@ def relative(path: Path) -> str:
 
 
 def cohort_on(where: str, device: str) -> "Cohort":
-    """The workers of --on. device: what they compute on, never "auto".
+    """The workers of --on, which compute on `device` (never "auto").
 
-    Errors: UsageError for an unknown place, ResourceError where its workers cannot be had.
+    Errors: UsageError, and ResourceError where they cannot be had.
     """
     from voxdino.cohort.crew import parse_crew
     from voxdino.cohort.dispatch import Cohort

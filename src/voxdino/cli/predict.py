@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from voxdino.inference.settings import PredictSettings
 
 MOST_MAGNIFIED = 8.0
-_OF_CLASSIFIERS = ("inputs", "run", "out", "strict", "device", "dry_run", "json")
+DEFAULT_OVERLAP = 0.5
 
 
 class Gate(StrEnum):
@@ -41,14 +41,15 @@ class Amp(StrEnum):
 
 
 def predict(
-    context: typer.Context,
     inputs: Annotated[list[Path], typer.Argument(metavar="IMAGE...", help="Image files, or folders of them.")],
     run: Annotated[
         list[Path], typer.Option("--run", "-r", help="The run folder of a fine-tuned model; several vote (folds).")
     ],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the label maps, each named after its case.")],
     mirror: Annotated[bool, typer.Option("--mirror", help="Average mirror images: four times the work.")] = False,
-    overlap: Annotated[float, typer.Option("--overlap", min=0.0, max=0.9, help="Share that tiles share.")] = 0.5,
+    overlap: Annotated[
+        float, typer.Option("--overlap", min=0.0, max=0.9, help="Share that tiles share.")
+    ] = DEFAULT_OVERLAP,
     second_look: Annotated[
         float | None, typer.Option("--second-look", help="Look again at small candidates, so many times magnified: 2.")
     ] = None,
@@ -98,11 +99,31 @@ def predict(
     from voxdino.inference.outputs import OutputSettings, require_volumes_file, write_volumes
 
     if is_classifier(run[0]):
-        from voxdino.cli.classify import classify
+        from voxdino.cli.classify import classify, require_none
 
         if len(run) > 1:
             raise UsageError("classifiers do not vote", where="--run", fix="give one run, and average the tables.")
-        _require_for_classifier(context)
+        surplus = {
+            "--mirror": mirror,
+            "--overlap": overlap != DEFAULT_OVERLAP,
+            "--second-look": second_look is not None,
+            "--fast": fast,
+            "--localise": localise,
+            "--gate": gate is not Gate.auto,
+            "--no-clean-up": not clean_up,
+            "--tiles-at-once": tiles_at_once,
+            "--amp": amp is not Amp.auto,
+            "--format": output_format,
+            "--keep-patient": keep_patient,
+            "--probabilities": probabilities,
+            "--volumes": volumes,
+            "--on": on,
+            "--shard": shard,
+            "--nan-policy": nan_policy is not NanPolicy.refuse,
+            "--series": series,
+            "--overwrite": overwrite,
+        }
+        require_none(surplus, "is for segmentation; this run classifies.")
         classify(inputs, run[0], out, strict=strict, device=device, dry_run=dry_run, json=json)
         return
     output = OutputSettings(format=output_format, keep_patient=keep_patient, probabilities=probabilities)
@@ -178,20 +199,6 @@ def predict(
     if not json:
         print_predictions(summary, cases)
     end(summary.to_json(), None, as_json=json)
-
-
-def _require_for_classifier(context: typer.Context) -> None:
-    """Errors: UsageError naming the options given that only label maps have."""
-    from voxdino.core.errors import UsageError
-
-    sources = {
-        param.opts[0]: context.get_parameter_source(param.name or "")
-        for param in context.command.params
-        if param.name not in _OF_CLASSIFIERS
-    }
-    given = [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
-    if given:
-        raise UsageError(f"a classifier takes no {', '.join(given)}", fix="leave that out.")
 
 
 def _hasty(settings: "PredictSettings", run: Path) -> "PredictSettings":

@@ -97,8 +97,8 @@ def predict_cases(
     for every label map that was edited since it was made, or that no run recorded, and has to go: it is kept as
     CASE.edited.*.
 
-    Errors: UsageError where the folder holds other predictions or lies in a scan's own; ResourceError for disk, lock
-    and memory.
+    Errors: UsageError where the folder holds other predictions or lies in a scan's own; ResourceError for disk,
+    lock and memory.
     """
     started = time.monotonic()
     if not cases:
