@@ -175,5 +175,5 @@ def test_the_commands_predict_in_shards_and_over_processes(images, run_folder, t
 def test_preparing_over_processes_leaves_the_bytes_of_one(tmp_path):
     draw_phantoms(tmp_path / "set", num_cases=4)
     for where, how in (("alone", ("--workers", "1")), ("together", ("--on", "local:2"))):
-        voxdino("prepare", tmp_path / "set", "--workdir", tmp_path / where, "--set", "plan.batch_size=2", *how)
+        voxdino("prepare", tmp_path / "set", "--workdir", tmp_path / where, "--set", "plan.num_folds=2", *how)
     assert contents(tmp_path / "together" / "prepared" / "cases") == contents(tmp_path / "alone" / "prepared" / "cases")

@@ -17,7 +17,7 @@ from voxdino.inference.run import predict_cases
 from voxdino.inference.settings import PredictSettings
 
 ray = pytest.importorskip("ray")
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore"), pytest.mark.timeout(1800)]
 
 NUM_CASES = 200
 KILLS_AT = (40, 110)

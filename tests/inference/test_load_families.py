@@ -27,7 +27,7 @@ def test_a_saved_model_gives_the_same_logits_whatever_its_backbone(tmp_path, con
     if kind is NoBackbone:
         pytest.importorskip("dynamic_network_architectures", reason="needs the extra `baseline`")
     torch.manual_seed(3)
-    plan = make_plan(patch_size=16, crop=(32, 32), tile=(32, 32))  # one token has no norm over its map
+    plan = make_plan(patch_size=16, crop=(16, 16), tile=(16, 16))
     model = ModelConfig(backbone="some", num_outputs=plan.labels.num_outputs, **settings)
     segmenter = build_segmenter(model, build_backbone(config)).eval()
     save_model(tmp_path / "run", segmenter, plan, make_card(config=config))

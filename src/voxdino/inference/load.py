@@ -120,7 +120,8 @@ def _logits(segmenter: Segmenter, crop: Float[np.ndarray, "1 C Dk h w"]) -> Floa
     """In eval mode, wherever the model is; it stays as it was."""
     is_training = segmenter.training
     segmenter.eval()
-    logits = segmenter(torch.from_numpy(crop).to(next(segmenter.parameters()).device)).logits.float().cpu().numpy()
+    twice = torch.from_numpy(np.concatenate((crop, crop)))  # norms of torch refuse a single value
+    logits = segmenter(twice.to(next(segmenter.parameters()).device)).logits[:1].float().cpu().numpy()
     segmenter.train(is_training)
     return np.asarray(logits)
 
