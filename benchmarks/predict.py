@@ -25,7 +25,7 @@ import sysconfig
 from pathlib import Path
 from typing import Any
 
-TRAINING_CASES, TRAINING_SLICES = 6, 24
+TRAINING_CASES = 6
 OURS = {"voxdino": {}, "voxdino, float32": {"amp": "off"}, "voxdino --fast": {"overlap": 0.0}}
 MONAI = {"MONAI inferer, same network": False, "MONAI inferer, same network, our precision": True}
 NNUNET = {
@@ -86,10 +86,9 @@ def make_data(arguments: argparse.Namespace) -> None:
     for number in range(TRAINING_CASES + 1):
         rng = np.random.default_rng([5, number])
         image, label = draw_phantom(rng)
-        slices = arguments.slices if number == TRAINING_CASES else min(TRAINING_SLICES, arguments.slices)
-        shape = (arguments.size, arguments.size, slices)
+        shape = (arguments.size, arguments.size, arguments.slices)
         large = resize_linear(image.array[0], shape, (0, 1, 2)) + rng.normal(0, 12, shape)
-        grid = Grid.from_spacing(shape, (360 / arguments.size, 360 / arguments.size, 130 / slices))
+        grid = Grid.from_spacing(shape, (360 / arguments.size, 360 / arguments.size, 130 / arguments.slices))
         grid = grid.transposed((0, 1, 2), (True, True, False))
         place = "Ts" if number == TRAINING_CASES else "Tr"
         values = np.clip(np.rint(large), -1024, 3071).astype(np.int16)

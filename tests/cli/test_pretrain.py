@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from voxdino.cli import main
+from voxdino.cli.steps import at_hand
 from voxdino.models.weights import load_backbone
 from voxdino.preparation.phantoms import draw_phantoms
 
@@ -53,6 +54,16 @@ def test_a_teacher_makes_it_a_distillation(workdir, capsys):
     assert main([*words, "--steps", "2", "--batch", "2", "--device", "cpu", *SIZES]) == 0
     assert "distil" in capsys.readouterr().out
     assert load_backbone(workdir / "runs/distil/teacher.safetensors")[1].pretraining.recipe == "distil"
+
+
+def test_without_other_weights_it_starts_from_the_backbone_of_the_package(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VOXDINO_WEIGHTS", str(tmp_path))
+    at_hand.cache_clear()
+    for words, backbone in (([], "voxdino_tiny"), (["--set", "backbone=dinov3_vits16"], "dinov3_vits16")):
+        assert main(["pretrain", "--workdir", str(tmp_path), *words, "--dry-run", "--json"]) == 0
+        told = capsys.readouterr()
+        assert json.loads(told.out)["config"]["backbone"] == backbone
+        assert ("comes with voxdino" in told.err) == (not words)
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from voxdino.core.errors import ConfigError
-from voxdino.models.backbones.blocks import add_rows, kept_rows, take_rows
+from voxdino.models.backbones.blocks import add_rows, attend, kept_rows, take_rows
 from voxdino.models.backbones.rope import RotaryPositions, rope_periods, rotate
 from voxdino.models.backbones.vit import ViT, ViTConfig, default_taps
 from voxdino.models.registry import BACKBONES
@@ -270,3 +271,17 @@ def test_branches_of_single_images_are_left_out_too(vit):
     assert set(rounds.unique().tolist()) == {0.0, 1.25}
     assert (rounds == 0).float().mean() == pytest.approx(0.2, abs=0.03)
     assert rounds.mean() == pytest.approx(1, abs=0.04)
+
+
+def test_attention_that_is_trained_in_bfloat16_is_that_of_the_fused_kernel():
+    torch.manual_seed(0)
+    packed = torch.randn(3, 2, 4, 50, 16)
+    packed[1] += 5 * torch.randn(16)  # keys with an offset in common, as in DINO backbones
+    exact = F.scaled_dot_product_attention(*packed.bfloat16().float())
+    leaves = [packed.bfloat16().requires_grad_() for _ in range(2)]
+    for attention, leaf in zip((F.scaled_dot_product_attention, attend), leaves, strict=True):
+        out = attention(*leaf)
+        assert (out - exact).norm() < 0.01 * exact.norm()
+        out.square().sum().backward()
+    fused, ours = (leaf.grad.float() for leaf in leaves)
+    assert (ours - fused).norm() < 0.02 * fused.norm()

@@ -49,6 +49,7 @@ def pretrain(
     json: JsonOption = False,
 ) -> None:
     """Pretrain a backbone on the pool of --workdir. Run it again to continue; under torchrun on many GPUs."""
+    from voxdino.cli.steps import at_hand
     from voxdino.cli.values import parse_settings, parse_time_budget, run_folder_of
     from voxdino.models.registry import look_up
     from voxdino.preparation.classification import open_classification_set
@@ -59,9 +60,12 @@ def pretrain(
 
     config = look_up(PRETRAININGS, "distil" if teacher and recipe == "adapt" else recipe, kind="recipe")()
     config = with_teachers(config, teacher or ())
+    settings = parse_settings(set_)
+    if "backbone" not in settings:
+        backbone = backbone or at_hand(config.backbone)
     changes = {"backbone": backbone, "seed": seed}
     config = config.model_copy(update={key: value for key, value in changes.items() if value is not None})
-    config = resized(config, num_steps=steps, batch_size=batch).with_settings(parse_settings(set_))
+    config = resized(config, num_steps=steps, batch_size=batch).with_settings(settings)
     run_folder = run_folder_of(workdir, name or config.recipe, config.recipe, 0)
     stages = ", ".join(f"{stage.name} {stage.num_steps} x {stage.batch_size}" for stage in config.stages)
     if dry_run:

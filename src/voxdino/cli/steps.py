@@ -227,20 +227,20 @@ def resolve_config(
     }
     config = look_up(RECIPES, recipe, kind="recipe")()
     config = config.model_copy(update={name: value for name, value in given.items() if value is not None})
-    if backbone is None and config.backbone == DEFAULT_BACKBONE and "backbone" not in (settings or {}):
-        config = config.model_copy(update={"backbone": backbone_at_hand()})
+    if backbone is None and "backbone" not in (settings or {}):
+        config = config.model_copy(update={"backbone": at_hand(config.backbone)})
     if epochs is not None and config.first is not None:
         config = config.model_copy(update={"first": config.first.model_copy(update={"num_epochs": epochs})})
     return config.with_settings(settings or {})
 
 
 @cache
-def backbone_at_hand() -> str:
-    """The default backbone where its weights are here, else the one inside the package, which is said once."""
+def at_hand(backbone: str) -> str:
+    """This backbone; for the default one, where its weights are not here, the one inside the package: said once."""
     from voxdino.models.weights import BUILT_IN, is_here
 
-    if is_here(DEFAULT_BACKBONE):
-        return DEFAULT_BACKBONE
+    if backbone != DEFAULT_BACKBONE or is_here(backbone):
+        return backbone
     say(
         f"backbone {BUILT_IN}: the small one that comes with voxdino, since {DEFAULT_BACKBONE} is not here; "
         f"for better results: voxdino weights pull {DEFAULT_BACKBONE}"

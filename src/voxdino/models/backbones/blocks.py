@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from voxdino.models.backbones.rope import Rotation, rotate
 
 FfnKind = Literal["mlp", "swiglu"]
+MOST_TOKENS = 640  # with more, plain matmuls would hold too much for what they gain
 
 
 class AdaptableLinear(nn.Linear):
@@ -49,9 +50,25 @@ class Attention(nn.Module):
         q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, d) each
         if rotation is not None:
             q, k = rotate(q, rotation), rotate(k, rotation)
-        out = F.scaled_dot_product_attention(q, k, v)
+        out = attend(q, k, v)
         joined: Tensor = self.proj(out.transpose(1, 2).flatten(2))  # (B, N, E)
         return joined
+
+
+def attend(
+    q: Float[Tensor, "B h N d"], k: Float[Tensor, "B h N d"], v: Float[Tensor, "B h N d"]
+) -> Float[Tensor, "B h N d"]:
+    """softmax(q k^T / sqrt(d)) v.
+
+    In bfloat16 on the CPU the gradient of torch's fused kernel takes two to four times as long as plain matmuls do
+    (docs/results/attention.md). They round scores to bfloat16: subtracting the mean key, which no softmax notices,
+    makes these small.
+    """
+    if q.dtype != torch.bfloat16 or q.device.type != "cpu" or not q.requires_grad or q.shape[2] > MOST_TOKENS:
+        return F.scaled_dot_product_attention(q, k, v)
+    q, k, v = (part.contiguous() for part in (q, k, v))
+    scores: Tensor = (q * q.shape[-1] ** -0.5) @ (k - k.mean(2, keepdim=True)).transpose(-2, -1)  # (B, h, N, N)
+    return scores.softmax(-1) @ v
 
 
 class Mlp(nn.Module):
