@@ -14,7 +14,8 @@ from voxdino.core.labels import LabelKind
 from voxdino.models.backbones.base import Backbone
 from voxdino.models.heads.objectives import OBJECTIVES
 
-STRENGTHS = (1.0, 1e-1, 1e-2, 1e-3, 1e-4)  # of the penalty, strong to weak: each fit starts where the last one ended
+STRENGTHS = (1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4)  # of the penalty: each fit starts from the one before
+DECADES = STRENGTHS[::2]  # for fits that take long
 
 _ROUNDING = 1e-5  # a channel whose spread is a smaller share of its size is constant: float32 was here
 

@@ -20,7 +20,7 @@ from voxdino.models.segmenter import ModelConfig, Segmenter
 from voxdino.preparation.plan import Plan
 from voxdino.preparation.splits import read_split
 from voxdino.probes.fitting import (
-    STRENGTHS,
+    DECADES,
     choose,
     device_of,
     linear_logits,
@@ -63,7 +63,7 @@ def patch_probe(
     num_train_slices: int = 200,
     num_test_slices: int = 100,
     magnify: float = 1.0,
-    strengths: Sequence[float] = STRENGTHS,
+    strengths: Sequence[float] = DECADES,
     max_iterations: int = 100,
     batch_size: int = 16,
 ) -> PatchProbe:
@@ -127,7 +127,7 @@ class PatchLayer:
 
 
 def fit_patches(
-    train: "PatchTokens", *, strengths: Sequence[float] = STRENGTHS, max_iterations: int = 100
+    train: "PatchTokens", *, strengths: Sequence[float] = DECADES, max_iterations: int = 100
 ) -> PatchLayer:
     """The layer of least cross-entropy with the share of each class; held-out cases choose the penalty's strength.
 
