@@ -59,7 +59,7 @@ def row(num_tokens: int, runs: int) -> str:
             out = kernel(*parts(packed))
             out.sum().backward()  # type: ignore[no-untyped-call]
             seconds[number].append(time.perf_counter() - started)
-            errors[number] = float(((out.detach() - true).norm() / true.norm()))
+            errors[number] = float((out.detach() - true).norm() / true.norm())
     fused, plain = (statistics.median(found[2:]) for found in seconds)
     cells = [str(num_tokens), str(images), f"{fused / plain:.1f}", *(f"{error:.4f}" for error in errors)]
     return f"| {' | '.join(cells)} |\n"

@@ -100,7 +100,7 @@ def test_a_slice_of_one_tile_takes_one_pass_and_many_tiles_are_blended():
     all_logits(model, np.zeros((1, 4, 8, 8), np.float32), slices_at_once=4)
     assert model.segmenter.calls == [(1, 1, 4, 8, 8)]
     image = np.random.default_rng(0).standard_normal((1, 4, 19, 12)).astype(np.float32)
-    blended = all_logits(model, image, slices_at_once=4)
+    blended = all_logits(model, image, overlap=0.5, slices_at_once=4)
     np.testing.assert_allclose(blended[:, 1].numpy(), image[0] * 10, rtol=1e-5)
     assert model.segmenter.calls[1:] == [(1, 1, 4, 8, 8)] * (4 * 2)
 

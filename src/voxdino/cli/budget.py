@@ -10,7 +10,7 @@ import torch
 
 from voxdino.data.store import CaseStore
 from voxdino.inference.parts import predicted_slab
-from voxdino.inference.tiles import slab_starts, tile_boxes
+from voxdino.inference.tiles import OVERLAP, slab_starts, tile_boxes
 from voxdino.models.precision import autocast, uses_bf16
 from voxdino.models.segmenter import Segmenter
 from voxdino.preparation.plan import Plan
@@ -51,7 +51,7 @@ def predicting_s(workdir: Path, plan: Plan, case_ids: Sequence[str], model: Segm
         num_seen = float(depth)
         if plan.slab > 1:
             slab = predicted_slab(plan.slab, depth)
-            num_seen = slab * len(slab_starts(depth, slab, overlap=0.5))
+            num_seen = slab * len(slab_starts(depth, slab, overlap=OVERLAP))
         num_tiles += num_seen / slices * len(tile_boxes(padded, plan.tile))
     return (
         FIXED_S + PER_CASE_S * len(case_ids) + AFTER_MODEL * num_tiles * _seconds_per_tile(model, plan, slices, device)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from voxdino.inference.settings import PredictSettings
 
 MOST_MAGNIFIED = 8.0
-DEFAULT_OVERLAP = 0.5
+DEFAULT_OVERLAP = 0.25
 
 
 class Gate(StrEnum):

@@ -6,6 +6,7 @@ from pydantic import Field
 
 from voxdino.core.records import Record
 from voxdino.inference.gate import GateKind
+from voxdino.inference.tiles import OVERLAP
 
 FAST_NAME = "fast.json"
 
@@ -13,7 +14,7 @@ FAST_NAME = "fast.json"
 class PredictSettings(Record):
     """How to predict; none of it changes what the model is.
 
-    overlap:        share of a tile's length that neighbouring tiles share.
+    overlap:        least share of a tile's length that neighbouring tiles share.
     mirror:         average the logits of the four in-plane mirror images: four times the work, a little more accurate
                     where training mirrored too.
     second_look:    look again at small candidates, so many times magnified (see `second_look`); None: once is enough.
@@ -23,7 +24,7 @@ class PredictSettings(Record):
     gate:           skip what is empty: "auto" air in CT, "on" also what is black in other images, "off".
     """
 
-    overlap: float = Field(default=0.5, ge=0, lt=1)
+    overlap: float = Field(default=OVERLAP, ge=0, lt=1)
     mirror: bool = False
     second_look: float | None = Field(default=None, gt=1)
     slices_at_once: int | None = Field(default=None, ge=1)
@@ -32,7 +33,7 @@ class PredictSettings(Record):
 
 
 def hasty(settings: PredictSettings) -> PredictSettings:
-    """What --fast does: tiles side by side instead of half over each other, each voxel seen once."""
+    """What --fast does: tiles side by side instead of overlapping."""
     return settings.model_copy(update={"overlap": 0.0, "mirror": False, "second_look": None})
 
 

@@ -126,9 +126,7 @@ class PatchLayer:
         return weights, self.weights[:, -1] - weights @ self.mean
 
 
-def fit_patches(
-    train: "PatchTokens", *, strengths: Sequence[float] = DECADES, max_iterations: int = 100
-) -> PatchLayer:
+def fit_patches(train: "PatchTokens", *, strengths: Sequence[float] = DECADES, max_iterations: int = 100) -> PatchLayer:
     """The layer of least cross-entropy with the share of each class; held-out cases choose the penalty's strength.
 
     Of a single picture none can be held out: the strength is then 0.01.
