@@ -67,6 +67,19 @@ def test_what_a_kill_left_behind_is_swept_and_strange_names_are_no_checkpoints(f
     assert folder.newest().step == 20
 
 
+def test_a_kill_between_the_new_name_and_the_end_of_the_oldest_leaves_what_no_kill_leaves(folder, monkeypatch):
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_sync", killed)
+        with pytest.raises(KeyboardInterrupt):
+            folder.save(make(20))
+    assert names(folder) == ["step-00000010", "step-00000015", "step-00000020"]
+    folder.save(make(folder.newest().step))  # resumed at its last step, there is nothing more to train
+    assert names(folder) == ["step-00000015", "step-00000020"]
+
+
 def test_a_full_disk_leaves_the_previous_checkpoint_whole(folder, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -12,7 +12,7 @@ from torch.distributed.tensor import DTensor
 
 from voxdino.core.errors import CheckpointError
 from voxdino.core.safe_files import Manifest, read_json, write_json
-from voxdino.training.checkpoint import FACTS, Checkpoint, CheckpointFolder
+from voxdino.training.checkpoint import FACTS, KEPT, Checkpoint, CheckpointFolder
 from voxdino.training.distributed import World
 
 
@@ -42,21 +42,25 @@ class Saver:
                 self._plain.save(Checkpoint(step, tensors, facts))
             self._world.wait()
             return
-        target, partial = self.folder / f"shards-{step:08d}", self.folder / f"partial-{step:08d}"
-        if target.exists():
-            return
+        target = self.folder / f"shards-{step:08d}"
+        if not target.exists():
+            self._write_shards(target, tensors, {"step": step, **facts})
+        if self._world.is_main:
+            for older in self._shards()[:-KEPT]:
+                shutil.rmtree(older, ignore_errors=True)
+        self._world.wait()
+
+    def _write_shards(self, target: Path, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        partial = self.folder / target.name.replace("shards", "partial")
         if self._world.is_main:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         self._world.wait()
         save(dict(tensors), checkpoint_id=str(partial))
         if self._world.is_main:
-            write_json(partial / FACTS, {"step": step, **facts})
+            write_json(partial / FACTS, facts)
             Manifest.of(partial, sorted(path.name for path in partial.iterdir())).write(partial)
             partial.rename(target)
-            for older in self._shards()[:-2]:
-                shutil.rmtree(older, ignore_errors=True)
-        self._world.wait()
 
     def facts(self) -> dict[str, Any] | None:
         """Of the newest checkpoint, with its "step"; None when there is none. Errors: CheckpointError if damaged."""

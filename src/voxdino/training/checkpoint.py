@@ -39,11 +39,17 @@ class CheckpointFolder:
     def save(self, checkpoint: Checkpoint) -> None:
         """Write beside the others, then rename; only when the new one is complete do older ones go.
 
+        A step that is there is not written again: the same step of the same run is the same state. Older ones go then
+        too: a kill may have come between the rename and their end.
         Errors: ResourceError when the disk is full; the previous checkpoint is then still whole.
         """
         target = self.folder / f"step-{checkpoint.step:08d}"
-        if target.exists():
-            return  # the same step of the same run: the same state
+        if not target.exists():
+            self._write(checkpoint, target)
+        for older in self._complete()[:-KEPT]:
+            shutil.rmtree(older, ignore_errors=True)
+
+    def _write(self, checkpoint: Checkpoint, target: Path) -> None:
         partial = self.folder / f"partial-{checkpoint.step:08d}"
         shutil.rmtree(partial, ignore_errors=True)
         require_free_space(self.folder, sum(tensor.nbytes for tensor in checkpoint.tensors.values()))
@@ -60,8 +66,6 @@ class CheckpointFolder:
                 where=target,
                 fix="check the disk; the previous checkpoint is untouched.",
             ) from error
-        for older in self._complete()[:-KEPT]:
-            shutil.rmtree(older, ignore_errors=True)
 
     def newest(self) -> Checkpoint | None:
         """The newest checkpoint, verified against its digests; None when there is none.
