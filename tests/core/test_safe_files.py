@@ -2,7 +2,6 @@
 
 import errno
 import os
-import socket
 import stat
 import subprocess
 import sys
@@ -19,7 +18,6 @@ from voxdino.core.safe_files import (
     digest_file,
     digest_json,
     format_bytes,
-    lock_folder,
     read_json,
     require_file,
     require_free_space,
@@ -219,32 +217,6 @@ def test_a_killed_writer_leaves_the_old_file_and_a_stray_that_is_swept(tmp_path)
     assert len(names(tmp_path)) == 2
     assert sweep_temporary(tmp_path) == 1
     assert names(tmp_path) == ["a.bin"]
-
-
-def test_a_locked_folder_refuses_the_second_run_and_names_the_first(tmp_path):
-    with lock_folder(tmp_path / "run"):
-        second = lock_folder(tmp_path / "run")
-        with pytest.raises(ResourceError, match=f"pid {os.getpid()} on {socket.gethostname()}") as caught, second:
-            pass
-        assert caught.value.exit_code == 4
-    with lock_folder(tmp_path / "run"):
-        pass
-
-
-def test_a_lock_names_nobody_after_a_run_that_failed(tmp_path):
-    with pytest.raises(KeyError), lock_folder(tmp_path):
-        raise KeyError
-    assert (tmp_path / ".lock").read_text() == ""
-
-
-def test_the_lock_of_a_killed_run_is_free(tmp_path):
-    code = (
-        "import os, sys; from voxdino.core.safe_files import lock_folder\n"
-        "with lock_folder(sys.argv[1]): os.kill(os.getpid(), 9)"
-    )
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9
-    with lock_folder(tmp_path):
-        pass
 
 
 def test_free_space_is_asked_before_work_starts(tmp_path):

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from voxdino.core.errors import CheckpointError, ConfigError, InputError, PlanError, ResourceError, StoppedError
-from voxdino.core.safe_files import lock_folder, read_json
+from voxdino.core.locks import lock_folder
+from voxdino.core.safe_files import read_json
 from voxdino.finetuning.model import effective_plan
 from voxdino.finetuning.recipes import RECIPES
 from voxdino.finetuning.run import finetune

@@ -15,7 +15,7 @@ from voxdino.core.errors import ImageError, PartialError, ResourceError, UsageEr
 from voxdino.core.io import write_label_map, write_volume
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.labels import LabelSet
-from voxdino.core.safe_files import lock_folder
+from voxdino.core.locks import lock_folder
 from voxdino.core.shards import Shard
 from voxdino.core.volume import LabelMap
 from voxdino.evaluation.evaluate import evaluate
@@ -120,6 +120,10 @@ def test_shards_at_the_same_time_and_then_a_plain_call_make_one_record(images, r
             summary = predict(images, run_folder, out, shard.of(cases), shard=shard)
         assert summary.num_done == len(shard.of(cases))
         with pytest.raises(ResourceError, match="another run"), lock_folder(out, part=str(shard)):
+            predict(images, run_folder, out, shard.of(cases), shard=shard)
+        with pytest.raises(ResourceError, match="another run"), lock_folder(out, part=str(shard)):
+            predict(images, run_folder, out)  # it would merge records that are still being written
+        with pytest.raises(ResourceError, match="another run"), lock_folder(out):
             predict(images, run_folder, out, shard.of(cases), shard=shard)
     assert PredictRecord.read(out / "predictions.1of2.json").cases.keys() == {"c0", "c2", "c4"}
     whole = predict(images, run_folder, out)

@@ -20,7 +20,8 @@ from voxdino.core.errors import (
 )
 from voxdino.core.geometry import Grid
 from voxdino.core.labels import LabelSet
-from voxdino.core.safe_files import Manifest, lock_folder
+from voxdino.core.locks import lock_folder
+from voxdino.core.safe_files import Manifest
 from voxdino.core.volume import LabelMap, Volume
 from voxdino.preparation import case_record
 from voxdino.preparation import prepare as module

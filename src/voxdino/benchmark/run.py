@@ -24,7 +24,8 @@ from voxdino.core.errors import (
     VoxdinoError,
     without_folders,
 )
-from voxdino.core.safe_files import digest_json, lock_folder, sweep_temporary
+from voxdino.core.locks import lock_folder
+from voxdino.core.safe_files import digest_json, sweep_temporary
 from voxdino.models.precision import resolve_device
 from voxdino.models.registry import look_up
 

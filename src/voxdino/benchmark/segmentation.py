@@ -14,8 +14,9 @@ from voxdino.benchmark.encoders import Encoder
 from voxdino.benchmark.grid import Cell, TaskEntry
 from voxdino.benchmark.result import CellResult
 from voxdino.core.errors import DatasetError, InputError, UsageError, without_folders
+from voxdino.core.locks import lock_folder
 from voxdino.core.records import Record
-from voxdino.core.safe_files import digest_json, lock_folder, write_json
+from voxdino.core.safe_files import digest_json, write_json
 from voxdino.data.store import CaseStore
 from voxdino.evaluation.measure import Measures, score_label_maps
 from voxdino.inference.load import LoadedModel

@@ -14,7 +14,8 @@ from voxdino.cli.options import AUTO
 from voxdino.cli.output import cohort_on, counting, format_seconds, relative, say
 from voxdino.core.errors import PartialError, UsageError
 from voxdino.core.io.options import ReadOptions
-from voxdino.core.safe_files import lock_folder, write_json
+from voxdino.core.locks import lock_folder
+from voxdino.core.safe_files import write_json
 from voxdino.preparation.case import Dataset, Split
 from voxdino.preparation.check import CheckReport, survey
 from voxdino.preparation.dataset import read_case, read_dataset

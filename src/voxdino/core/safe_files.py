@@ -1,11 +1,10 @@
-"""The only way a final file comes to be: whole or not at all. Also digests, locks, free space, paths that stay in.
+"""The only way a final file comes to be: whole or not at all. Also digests, free space, paths that stay in.
 
 Write beside the target, fsync, rename, fsync the folder. A kill at any moment leaves the old file or the new one, and
 at most a stray `.tmp-*` that `sweep_temporary` removes.
 """
 
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -26,7 +25,6 @@ from voxdino.core.strict_json import parse_json
 
 TEMPORARY_PREFIX = ".tmp-"
 MANIFEST_NAME = "manifest.json"
-LOCK_NAME = ".lock"
 
 _STRAY_AFTER_S = 24 * 3600  # another machine's temporary file of this age is nobody's any more
 _NEARLY_FULL = 64 * 1024  # bytes free below which a failed write is put down to the disk
@@ -188,42 +186,6 @@ def _is_alive(pid: int) -> bool:
 
 def _host_tag() -> str:
     return digest_bytes(socket.gethostname().encode())[:6]
-
-
-@contextmanager
-def lock_folder(folder: str | PathLike[str], *, part: str = "") -> Iterator[None]:
-    """Hold the only writer's lock of `folder`, or of a `part` of the work on it.
-
-    The kernel frees it when the process dies, however it dies.
-
-    Errors: ResourceError naming pid and host of the run that holds it.
-    """
-    path = Path(folder) / f"{LOCK_NAME}{part and f'-{part}'}"
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise storage_error(error, path) from error
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.read(descriptor, 200).decode("utf-8", "replace").strip() or "unknown"
-            fix = "wait for it to end, stop it, or use another folder."
-            raise ResourceError(f"another run works in this folder ({holder}).", where=folder, fix=fix) from None
-        except OSError as error:
-            raise storage_error(error, path) from error
-        try:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"pid {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-        except OSError as error:
-            raise storage_error(error, path) from error
-        try:
-            yield
-        finally:
-            os.ftruncate(descriptor, 0)
-    finally:
-        os.close(descriptor)
 
 
 def require_free_space(folder: str | PathLike[str], num_bytes: int) -> None:

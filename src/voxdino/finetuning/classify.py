@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 import voxdino
+from voxdino.core.locks import lock_folder
 from voxdino.core.records import Record
-from voxdino.core.safe_files import lock_folder, sweep_temporary
+from voxdino.core.safe_files import sweep_temporary
 from voxdino.data.labelled import ImageShape, LabelledBatch, assemble_images, choose_channels
 from voxdino.data.loader import ReadAhead
 from voxdino.finetuning.classify_recipes import ClassifyConfig

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from voxdino.core.locks import lock_folder
 from voxdino.core.records import Record
-from voxdino.core.safe_files import digest_json, format_bytes, lock_folder, require_free_space
+from voxdino.core.safe_files import digest_json, format_bytes, require_free_space
 from voxdino.data.augment import sample_seed
 from voxdino.data.features import FORMAT, FeatureBatch, FeatureCache
 from voxdino.data.loader import Batch, ReadAhead, assemble

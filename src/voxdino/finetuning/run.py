@@ -12,8 +12,9 @@ from torch import Tensor
 
 import voxdino
 from voxdino.core.errors import CheckpointError, ConfigError, DatasetError, PlanError
+from voxdino.core.locks import lock_folder
 from voxdino.core.records import Record
-from voxdino.core.safe_files import digest_file, lock_folder, sweep_temporary
+from voxdino.core.safe_files import digest_file, sweep_temporary
 from voxdino.data.store import IGNORED, PREPARE_AGAIN, CaseStore
 from voxdino.finetuning.config import FinetuneConfig
 from voxdino.finetuning.examples import CachedExamples, ImageExamples, Setting

@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 
 from voxdino.core.errors import CheckpointError, InputError, PartialError, UsageError, VoxdinoError, without_folders
 from voxdino.core.labels import LabelKind
+from voxdino.core.locks import lock_folder
 from voxdino.core.records import Record
-from voxdino.core.safe_files import Manifest, digest_json, lock_folder, write_atomic
+from voxdino.core.safe_files import Manifest, digest_json, write_atomic
 from voxdino.data.labelled import ImageShape, read_image
 from voxdino.models.backbones.build import build_backbone
 from voxdino.models.classifier import Classifier, build_classifier, probabilities

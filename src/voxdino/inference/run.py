@@ -21,9 +21,10 @@ from voxdino.core.errors import (
 )
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.io.writers import Origin, require_referable
+from voxdino.core.locks import lock_folder
 from voxdino.core.memory import available_memory
 from voxdino.core.records import Record
-from voxdino.core.safe_files import digest_file, lock_folder, require_inside, sweep_temporary
+from voxdino.core.safe_files import digest_file, require_inside, sweep_temporary
 from voxdino.core.shards import Shard
 from voxdino.core.volume import LabelMap, Volume
 from voxdino.inference.cases import num_source_channels

@@ -13,15 +13,9 @@ from safetensors.torch import save, save_file
 from torch import Tensor
 
 from voxdino.core.errors import ConfigError, UsageError, WeightsError
+from voxdino.core.locks import lock_folder
 from voxdino.core.records import nearest
-from voxdino.core.safe_files import (
-    digest_bytes,
-    digest_file,
-    lock_folder,
-    read_json,
-    require_free_space,
-    write_atomic,
-)
+from voxdino.core.safe_files import digest_bytes, digest_file, read_json, require_free_space, write_atomic
 from voxdino.models import hub
 from voxdino.models.backbones.base import Backbone
 from voxdino.models.backbones.build import BackboneConfig, backbone_from_state, build_backbone

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from voxdino.core.arrays import ARRAY_SUFFIX, write_array
 from voxdino.core.errors import DatasetError, PartialError
+from voxdino.core.locks import lock_folder
 from voxdino.core.resample import resize_nearest
-from voxdino.core.safe_files import MANIFEST_NAME, Manifest, digest_file, lock_folder, sweep_temporary
+from voxdino.core.safe_files import MANIFEST_NAME, Manifest, digest_file, sweep_temporary
 from voxdino.core.volume import LabelMap, Volume
 from voxdino.preparation.case import Case, Dataset
 from voxdino.preparation.case_record import CaseRecord, foreground_slices, pack_lesions, pack_locations

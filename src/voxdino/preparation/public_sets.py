@@ -11,8 +11,9 @@ from typing import Literal
 from voxdino.core.archives import extract_tar, sweep_unpacking
 from voxdino.core.download import download
 from voxdino.core.errors import UsageError
+from voxdino.core.locks import lock_folder
 from voxdino.core.records import Record
-from voxdino.core.safe_files import lock_folder, write_json
+from voxdino.core.safe_files import write_json
 from voxdino.models.registry import look_up
 from voxdino.preparation.classification import ClassNames
 

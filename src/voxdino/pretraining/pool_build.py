@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxdino.core.errors import DatasetError, PartialError, without_folders
+from voxdino.core.locks import lock_folder
 from voxdino.core.records import Record
-from voxdino.core.safe_files import MANIFEST_NAME, Manifest, lock_folder, sweep_temporary, write_bytes
+from voxdino.core.safe_files import MANIFEST_NAME, Manifest, sweep_temporary, write_bytes
 from voxdino.preparation.check import Progress
 from voxdino.preparation.workers import Fault, file_bytes, run_over_cases
 from voxdino.pretraining.pool_cases import CaseTask, MadeCase, make_case, save_array

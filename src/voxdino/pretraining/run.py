@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from voxdino.core.errors import CheckpointError, DivergedError, PartialError
-from voxdino.core.safe_files import lock_folder, sweep_temporary
+from voxdino.core.locks import lock_folder
+from voxdino.core.safe_files import sweep_temporary
 from voxdino.data.loader import ReadAhead
 from voxdino.models.backbones.base import Backbone
 from voxdino.models.backbones.vit import ViT
