@@ -84,6 +84,7 @@ def make_crew(name: str) -> Crew:
             object_store_memory=80_000_000,
             _node_ip_address="127.0.0.1",
             log_to_driver=False,
+            _system_config={"worker_niceness": 0},  # as RayCrew starts one
         )
     return RayCrew()
 

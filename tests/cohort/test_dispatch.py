@@ -138,18 +138,32 @@ def test_without_ray_the_option_says_what_to_install(monkeypatch):
             parse_crew(text)
 
 
+@pytest.mark.parametrize("end", [ConnectionError("nobody there"), Exception("The node timed out during startup")])
 @pytest.mark.parametrize("address", ["ray", "ray://head:10001"])
-def test_a_cluster_that_does_not_answer_is_named_and_no_other_one_taken(monkeypatch, address):
+def test_a_cluster_that_does_not_answer_is_named_and_no_other_one_taken(monkeypatch, address, end):
     asked = []
 
     def init(*, address=None, **_):
         asked.append(address)
-        raise ConnectionError("nobody there") if address == "auto" else ValueError("bad")
+        raise end if address == "auto" else ValueError("bad")
 
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False, init=init))
     with pytest.raises(ResourceError, match="no Ray cluster answers"):
         parse_crew(address)
     assert asked == ([None, "auto"] if address == "ray" else [address])
+
+
+def test_a_cluster_that_is_started_here_works_as_readily_as_this_process(monkeypatch):
+    asked = []
+    made = SimpleNamespace(
+        is_initialized=lambda: False,
+        init=lambda **how: asked.append(how),
+        cluster_resources=lambda: {"CPU": 3.0},
+        remote=lambda **_: lambda worker: worker,
+    )
+    monkeypatch.setitem(sys.modules, "ray", made)
+    assert parse_crew("ray").size == 3
+    assert [how["_system_config"] for how in asked] == [{"worker_niceness": 0}]  # Ray's own default is 15
 
 
 def test_shards_together_have_every_case_once_in_whatever_order_they_were_found():

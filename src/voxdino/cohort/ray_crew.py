@@ -38,10 +38,15 @@ class RayCrew:
                 self._ray.init(address=address, **quiet)
                 return
             try:
-                self._ray.init(include_dashboard=False, num_cpus=available_cpus(), **quiet)
+                self._ray.init(
+                    include_dashboard=False,
+                    num_cpus=available_cpus(),
+                    _system_config={"worker_niceness": 0},  # what is asked for is no work of the background
+                    **quiet,
+                )
             except ValueError:  # a cluster runs here already: its processors are its own business
                 self._ray.init(address="auto", **quiet)
-        except (ConnectionError, TimeoutError, RuntimeError, ValueError) as error:
+        except Exception as error:  # a node that does not start in time is one without a name
             fact = f"no Ray cluster answers ({str(error).splitlines()[0] if str(error) else type(error).__name__})."
             raise ResourceError(fact, where=address or "ray", fix="check ray status on its head node.") from error
 
