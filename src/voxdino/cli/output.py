@@ -76,10 +76,10 @@ def cohort_on(where: str, device: str) -> "Cohort":
 
 
 @contextmanager
-def counting(text: str, *, tell: bool = False) -> Iterator[Callable[..., None]]:
+def counting(text: str, *, tell: bool = False, what: str = "cases") -> Iterator[Callable[..., None]]:
     """A progress bar on stderr, gone when done; yields the callback (done, total, ...) that libraries call.
 
-    tell: where nobody watches (no terminal), say now and then how far it is and how fast it goes.
+    tell: where nobody watches (no terminal), say now and then how far it is and how fast it goes, in `what`.
     """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -88,7 +88,7 @@ def counting(text: str, *, tell: bool = False) -> Iterator[Callable[..., None]]:
     if tell and not console.is_terminal:
         from voxdino.cohort.pace import Pace
 
-        yield Pace(say)
+        yield Pace(say, what=what)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
