@@ -1,6 +1,7 @@
 """A plan is kept while it is what was asked for, and never replaced without a word."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +87,17 @@ def test_a_plan_that_must_be_made_anew_says_what_changes(plan_anew, tmp_path, ca
     told = capsys.readouterr().err
     assert not planned.kept and planned.plan.seed == 7 and "anew" in told
     assert "seed 0 -> 7" in told and f"crop [48, 32] -> {list(first.crop)}" in told and "num_folds" not in told
+
+
+def test_one_shard_checks_and_plans_for_all_and_the_others_read_no_file(phantoms, tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, "BackboneProbe", OtherEachTime)
+    how = {"options": ReadOptions(), "backbone": "tiny", "settings": ASKED, "strict": True, "num_workers": 1}
+    first = steps.plan_for_shards(phantoms, tmp_path, **how)
+    written = {path.name: path.read_bytes() for path in tmp_path.glob("*.json")}
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "survey", None)
+        second = steps.plan_for_shards(phantoms, tmp_path, **how)
+    assert second.kept and replace(second, kept=False) == first
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.json")} == written
+    other = {**how, "options": ReadOptions(nan_policy="fill")}
+    assert not steps.plan_for_shards(phantoms, tmp_path, **other).kept  # read otherwise: looked at again

@@ -11,7 +11,7 @@ from voxdino.cohort.crew import LocalCrew, parse_crew
 from voxdino.cohort.dispatch import Cohort
 from voxdino.cohort.pace import Pace
 from voxdino.core.errors import ImageError, ResourceError, UsageError
-from voxdino.core.shards import Shard
+from voxdino.core.shards import Shard, file_of, files_of_shards
 from voxdino.preparation.case import Case
 from voxdino.preparation.workers import Outcome
 
@@ -172,6 +172,15 @@ def test_shards_together_have_every_case_once_in_whatever_order_they_were_found(
     assert sorted(case.id for part in parts for case in part) == [case.id for case in cases]
     assert {len(part) for part in parts} == {2, 3}
     assert [Shard.parse("2/4").of(cases[::-1])] == [parts[1]]
+
+
+def test_files_of_shards_are_told_from_others_of_the_folder(tmp_path):
+    whole = tmp_path / "scores.json"
+    parts = [file_of(whole, Shard(number, 12)) for number in (1, 2)]
+    assert [part.name for part in parts] == ["scores.1of12.json", "scores.2of12.json"] and file_of(whole, None) == whole
+    for name in (*parts, whole, "scores.proof.json", "scores.1of12.json.old", "xscores.1of12.json"):
+        (tmp_path / name).write_text("")
+    assert files_of_shards(whole) == parts
 
 
 @pytest.mark.parametrize("text", ["0/4", "5/4", "1", "a/b", "1/0", "-1/4"])

@@ -16,10 +16,11 @@ from voxdino.core.io import write_label_map, write_volume
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.labels import LabelSet
 from voxdino.core.locks import lock_folder
-from voxdino.core.shards import Shard
+from voxdino.core.shards import Shard, file_of
 from voxdino.core.volume import LabelMap
+from voxdino.evaluation import evaluate as evaluating
 from voxdino.evaluation.evaluate import evaluate
-from voxdino.inference import memory
+from voxdino.inference import ledger, memory
 from voxdino.inference.cases import find_cases
 from voxdino.inference.ledger import PredictRecord
 from voxdino.inference.load import load_model
@@ -132,6 +133,24 @@ def test_shards_at_the_same_time_and_then_a_plain_call_make_one_record(images, r
     assert contents(out) == contents(tmp_path / "alone")
 
 
+def test_records_of_a_cohort_take_a_small_share_of_the_time_however_long_they_are(tmp_path, monkeypatch):
+    how = PredictRecord(model="", model_digest="", licence="", settings=USUAL, read_options=ReadOptions())
+    now, num_records = [0.0], [0]
+
+    class SlowRecord(PredictRecord):
+        def write(self, path):
+            now[0] += 3.0
+            num_records[0] += 1
+
+    monkeypatch.setattr(ledger.time, "monotonic", lambda: now[0])
+    book = ledger.Ledger(tmp_path, SlowRecord(**dict(how)), {})
+    book.write()
+    while now[0] < 1000.0:
+        now[0] += 0.1  # a case
+        book.write_now_and_then()
+    assert num_records[0] > 1 and 3.0 * num_records[0] < 0.03 * now[0]
+
+
 def test_a_shard_made_otherwise_is_refused_or_replaced(images, run_folder, tmp_path):
     cases, shard = find_cases([images]), Shard(1, 2)
     predict(images, run_folder, tmp_path, shard.of(cases), shard=shard)
@@ -158,6 +177,27 @@ def test_pairs_are_scored_alike_wherever_and_bad_ones_are_listed(tmp_path):
     assert [case.case for case in scores.failed] == ["c2"]
 
 
+def test_scores_of_shards_are_taken_by_a_plain_call_while_files_and_settings_are_the_same(tmp_path, monkeypatch):
+    labels = LabelSet(names=("background", "liver"), ids=(0, 1))
+    pairs = []
+    for number in range(4):
+        array = (make_volume(seed=number).array[0] > 0).astype(np.uint8)
+        for side in ("prediction", "reference"):
+            write_label_map(tmp_path / side / f"c{number}.nii.gz", LabelMap(array, make_volume().grid))
+        pairs.append((f"c{number}", *(tmp_path / side / f"c{number}.nii.gz" for side in ("prediction", "reference"))))
+    files = [file_of(tmp_path / "scores.json", Shard(number, 2)) for number in (1, 2)]
+    for number, file in enumerate(files, start=1):
+        evaluate(Shard(number, 2).of(pairs, key=lambda pair: pair[0]), labels, keep=file)
+    array[:] = 1
+    write_label_map(tmp_path / "prediction" / "c3.nii.gz", LabelMap(array, make_volume().grid))  # predicted anew
+    alone, scored = evaluate(pairs, labels), []
+    score = evaluating._score_files
+    monkeypatch.setattr(evaluating, "_score_files", lambda *given: scored.append(given[0]) or score(*given))
+    assert evaluate(pairs, labels, kept=files) == alone and scored == ["c3"]
+    evaluate(pairs, labels, kept=files, tolerance_mm=2.0, num_workers=1)
+    assert scored == ["c3", "c0", "c1", "c2", "c3"]
+
+
 def voxdino(*args):
     done = subprocess.run([sys.executable, "-m", "voxdino", *map(str, args)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -181,3 +221,25 @@ def test_preparing_over_processes_leaves_the_bytes_of_one(tmp_path):
     for where, how in (("alone", ("--workers", "1")), ("together", ("--on", "local:2"))):
         voxdino("prepare", tmp_path / "set", "--workdir", tmp_path / where, "--set", "plan.num_folds=2", *how)
     assert contents(tmp_path / "together" / "prepared" / "cases") == contents(tmp_path / "alone" / "prepared" / "cases")
+
+
+@pytest.mark.slow
+def test_the_commands_prepare_and_score_in_shards(tmp_path):
+    scans = draw_phantoms(tmp_path / "set", num_cases=4)
+    work, alone = tmp_path / "together", tmp_path / "alone"
+    command = ("prepare", scans, "--workers", "1", "--set", "plan.num_folds=2")
+    voxdino(*command, "--workdir", alone)
+    first = voxdino(*command, "--workdir", work, "--shard", "1/2")
+    assert "2 cases prepared" in first.stderr and not (work / "prepared" / "manifest.json").exists()
+    second = voxdino(*command, "--workdir", work, "--shard", "2/2")
+    assert "is kept as it is" in second.stderr and "2 cases prepared" in second.stderr
+    assert "0 cases prepared" in voxdino(*command, "--workdir", work).stderr
+    assert contents(work / "prepared" / "cases") == contents(alone / "prepared" / "cases")
+    assert (work / "prepared" / "manifest.json").read_bytes() == (alone / "prepared" / "manifest.json").read_bytes()
+    truth = scans / "labelsTr"
+    for number in (1, 2):
+        voxdino("evaluate", truth, scans, "--out", tmp_path / "scores.json", "--shard", f"{number}/2")
+    assert len(list(tmp_path.glob("scores.*of2.json"))) == 2 and not (tmp_path / "scores.json").exists()
+    voxdino("evaluate", truth, scans, "--out", tmp_path / "scores.json")
+    assert not list(tmp_path.glob("scores.*of*.json"))
+    assert json.loads((tmp_path / "scores.json").read_text())["num_cases"] == 4

@@ -22,6 +22,7 @@ from voxdino.core.geometry import Grid
 from voxdino.core.labels import LabelSet
 from voxdino.core.locks import lock_folder
 from voxdino.core.safe_files import Manifest
+from voxdino.core.shards import Shard
 from voxdino.core.volume import LabelMap, Volume
 from voxdino.preparation import case_record
 from voxdino.preparation import prepare as module
@@ -197,7 +198,7 @@ def content(folder):
     return {
         path.relative_to(folder): path.read_bytes()
         for path in sorted(folder.rglob("*"))
-        if path.name != ".lock" and path.is_file()
+        if not path.name.startswith(".lock") and path.is_file()
     }
 
 
@@ -352,6 +353,21 @@ def test_one_run_at_a_time_works_in_a_folder(dataset, tmp_path):
     folder = tmp_path / "work" / "prepared"
     with lock_folder(folder), pytest.raises(ResourceError, match="another run"):
         prepare(dataset, PLAN, tmp_path / "work", num_workers=1)
+
+
+def test_shards_at_the_same_time_and_then_a_plain_run_leave_the_bytes_of_one(dataset, tmp_path):
+    alone = prepare(dataset, PLAN, tmp_path / "alone", num_workers=1).folder
+    folder = tmp_path / "work" / "prepared"
+    for number in (1, 2):
+        with lock_folder(folder, part=str(Shard(3 - number, 2))):  # the other one is at work
+            summary = prepare(dataset, PLAN, tmp_path / "work", num_workers=1, shard=Shard(number, 2))
+            assert (summary.num_prepared, summary.num_kept) == ((3, 0), (2, 0))[number - 1]
+            with pytest.raises(ResourceError, match="another run"):
+                prepare(dataset, PLAN, tmp_path / "work", num_workers=1)
+    assert not (folder / "manifest.json").exists()  # nobody has seen all of it
+    summary = prepare(dataset, PLAN, tmp_path / "work", num_workers=1)
+    assert (summary.num_prepared, summary.num_kept) == (0, 5) and content(folder) == content(alone)
+    assert prepare(dataset, PLAN, tmp_path / "work", shard=Shard(9, 9)).num_prepared == 0  # more shards than cases
 
 
 def test_sources_are_never_changed(dataset, tmp_path):

@@ -14,6 +14,7 @@ from voxdino.cli.options import (
     MapOption,
     OnOption,
     SegmentOption,
+    ShardOption,
     StrictOption,
     TrustOption,
     WorkersOption,
@@ -81,6 +82,7 @@ def evaluate(
     strict: StrictOption = False,
     workers: WorkersOption = None,
     on: OnOption = None,
+    shard: ShardOption = None,
     json: JsonOption = False,
 ) -> None:
     """Score predictions: Dice, IoU, HD95, ASSD, NSD and volumes per case, with mean and 95 % interval.
@@ -91,6 +93,7 @@ def evaluate(
     from voxdino.cli.references import find_pairs, read_groups
     from voxdino.cli.summaries import error_of, print_scores
     from voxdino.cli.values import read_options
+    from voxdino.core.shards import Shard, file_of, files_of_shards
     from voxdino.evaluation.classified import is_classified
     from voxdino.evaluation.evaluate import evaluate as score
     from voxdino.evaluation.metrics import LESION_METRICS, USUAL_METRICS
@@ -98,6 +101,7 @@ def evaluate(
 
     if is_classified(predictions):
         given = {"--labels": labels, "--lesions": lesions, "--paper-compat": paper_compat, "--map": map_, "--run": run}
+        given |= {"--on": on, "--shard": shard}
         score_classes(predictions, references, metrics, groups, out, json=json, without=given)
         return
     options = read_options(
@@ -112,6 +116,15 @@ def evaluate(
     wanted += tuple(f"{paper}:{name}" for paper in paper_compat or () for name in PAPERS[paper])
     pairs, label_set, known_groups = find_pairs(predictions, references, labels, options)
     patients = known_groups if groups is None else read_groups(groups, pairs)
+    part = None if shard is None else Shard.parse(shard)
+    if part is not None:
+        pairs = part.of(pairs, key=lambda pair: pair[0])
+        if not pairs:
+            say(f"shard {shard} has no case: there are fewer cases than shards")
+            end({"cases": []}, None, as_json=json)
+            return
+    path = out or predictions / "scores.json"
+    of_part, of_parts = file_of(path, part), files_of_shards(path)
     seen = _pretrained_on(predictions, run, [case for case, *_ in pairs]) if run else ()
     over_cases = None if on is None else cohort_on(on, "cpu").over_cases
     with counting("scoring", tell=on is not None) as on_progress:
@@ -126,15 +139,21 @@ def evaluate(
             groups=patients or None,
             num_workers=workers,
             strict=strict,
+            kept=of_parts,
+            keep=None if part is None else of_part,
             over_cases=over_cases,
             on_progress=on_progress,
         )
     scores = scores.model_copy(update={"warnings": (*scores.warnings, *seen)})
-    path = out or predictions / "scores.json"
-    scores.write(path)
+    if part is None:
+        scores.write(path)
+        for earlier in of_parts:  # what is right of it is in the scores now
+            earlier.unlink(missing_ok=True)
+        say(f"every case is in {path}")
+    else:
+        say(f"the cases of shard {shard} are in {of_part}; the same command without --shard brings all together")
     if not json:
         print_scores(scores)
-    say(f"every case is in {path}")
     end(scores.to_json(), error_of(scores, predictions), as_json=json)
 
 

@@ -5,17 +5,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from voxdino.cli.findings import first_error, print_findings
 from voxdino.cli.options import AUTO
-from voxdino.cli.output import cohort_on, counting, format_seconds, relative, say
+from voxdino.cli.output import counting, format_seconds, relative, say
 from voxdino.core.errors import PartialError, UsageError
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.locks import lock_folder
 from voxdino.core.safe_files import write_json
+from voxdino.core.shards import Shard
 from voxdino.preparation.case import Dataset, Split
 from voxdino.preparation.check import CheckReport, survey
 from voxdino.preparation.dataset import read_case, read_dataset
@@ -24,13 +25,15 @@ from voxdino.preparation.memory import BackboneProbe
 from voxdino.preparation.plan import DEFAULT_BACKBONE, Plan, make_plan
 from voxdino.preparation.prepare import prepare
 from voxdino.preparation.splits import make_splits
-from voxdino.preparation.workers import run_over_cases
+from voxdino.preparation.workers import OverCases, run_over_cases
 
 if TYPE_CHECKING:  # torch stays out of the process that prepares
     from voxdino.finetuning.config import FinetuneConfig
 
 
+CHECK, FINGERPRINT = "check.json", "fingerprint.json"
 CHECK_PICTURE, MAX_PICTURED = "check.png", 4
+_WAIT_FOR_PLAN_S = 24 * 3600.0  # while another shard reads all files
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,13 @@ def plan_dataset(
     settings: Mapping[str, str],
     strict: bool,
     num_workers: int | None,
+    over_cases: OverCases = run_over_cases,
+    believe: bool = False,
 ) -> Planned:
     """Check a data set and decide everything about it; writes nothing.
+
+    over_cases: where the files are read.   believe: what an earlier call has written to `workdir` about these cases is
+    not looked at again.
 
     A plan.json in `workdir` is kept, edits and all, while it is for these files and says what `settings` say; else
     it is said which of its values change.
@@ -69,7 +77,10 @@ def plan_dataset(
     dataset = read_dataset(path, options)
     with BackboneProbe(backbone) as probe:  # torch loads in its process while this one reads the files
         with counting("checking") as on_progress:
-            report, fingerprint = survey(dataset, num_workers=num_workers, on_progress=on_progress)
+            known = _earlier_survey(dataset, workdir) if believe else None
+            report, fingerprint = known or survey(
+                dataset, num_workers=num_workers, over_cases=over_cases, on_progress=on_progress
+            )
         error = first_error(report, path)
         usable = {case.id for case in fingerprint.cases}
         if error is not None and (strict or not usable or any(e.where == report.dataset for e in report.errors)):
@@ -90,6 +101,33 @@ def plan_dataset(
     return Planned(dataset, report, fingerprint, plan, splits, set_aside, kept)
 
 
+def plan_for_shards(path: Path, workdir: Path, **how: Any) -> Planned:
+    """As `plan_dataset`, once for all shards: the first one writes down what it found, the others wait and read it.
+
+    Preparing compares every file with the digest that is written there.
+    """
+    with lock_folder(workdir, part="plan", wait_s=_WAIT_FOR_PLAN_S):
+        planned = plan_dataset(path, workdir, believe=True, **how)
+        _write_planned(planned, workdir)
+    return planned
+
+
+def _earlier_survey(dataset: Dataset, workdir: Path) -> tuple[CheckReport, Fingerprint] | None:
+    """What is written about the same cases and files, to be read in the same way; None where it is not."""
+    if not (workdir / CHECK).is_file() or not (workdir / FINGERPRINT).is_file():
+        return None
+    report, fingerprint = CheckReport.read(workdir / CHECK), Fingerprint.read(workdir / FINGERPRINT)
+    files = {case.id: {dataset.name_of(file) for file in case.files} for case in dataset.cases}
+    same = (
+        report.num_cases == len(files)
+        and (fingerprint.dataset, fingerprint.read_options) == (dataset.name, dataset.options)
+        and fingerprint.channels == dataset.channels
+        and dataset.labels in (None, fingerprint.labels)
+        and all(files.get(case.id) == set(case.sources) for case in fingerprint.cases)
+    )
+    return (report, fingerprint) if same else None
+
+
 def _still_holds(plan: Plan, fingerprint: Fingerprint, settings: Mapping[str, str], patch_size: int) -> bool:
     """The plan was made for these facts and this backbone, and `settings` change nothing in it."""
     made_for = (plan.fingerprint_digest, plan.patch_size)
@@ -105,36 +143,48 @@ def _changes(earlier: Plan, plan: Plan) -> str:
     return ", ".join(told) or "with the same values"
 
 
-def prepare_planned(planned: Planned, workdir: Path, *, num_workers: int | None, on: str | None = None) -> None:
-    """Write check.json, fingerprint.json, plan.json, splits.json and the prepared cases to `workdir`.
-
-    on: where the cases are prepared (--on); None: by processes of this one.
-
-    Errors: UsageError where the folder holds the work on another data set.
-    """
+def _write_planned(planned: Planned, workdir: Path) -> None:
+    """check.json, fingerprint.json, plan.json and splits.json. Errors: UsageError where `workdir` is another set's."""
     _require_own(workdir, planned.fingerprint)
     path = workdir / "plan.json"
     if planned.kept:
         say(f"{relative(path)} is kept as it is; delete it to plan anew")
-    with lock_folder(workdir):
-        planned.report.write(workdir / "check.json")
-        planned.fingerprint.write(workdir / "fingerprint.json")
-        if not planned.kept:
-            planned.plan.write(path)
-        write_json(workdir / "splits.json", [split.to_json() for split in planned.splits])
-    over_cases = run_over_cases if on is None else cohort_on(on, "cpu").over_cases
-    with counting("preparing", tell=on is not None) as on_progress:
+    planned.report.write(workdir / CHECK)
+    planned.fingerprint.write(workdir / FINGERPRINT)
+    if not planned.kept:
+        planned.plan.write(path)
+    write_json(workdir / "splits.json", [split.to_json() for split in planned.splits])
+
+
+def prepare_planned(
+    planned: Planned,
+    workdir: Path,
+    *,
+    num_workers: int | None,
+    shard: Shard | None = None,
+    over_cases: OverCases = run_over_cases,
+) -> None:
+    """Write check.json, fingerprint.json, plan.json, splits.json and the prepared cases to `workdir`.
+
+    shard: only this part of the cases; the rest is there (`plan_for_shards`).   over_cases: where they are prepared.
+    Errors: UsageError where the folder holds the work on another data set.
+    """
+    if shard is None:
+        with lock_folder(workdir):
+            _write_planned(planned, workdir)
+    with counting("preparing", tell=over_cases is not run_over_cases) as on_progress:
         summary = prepare(
             planned.dataset,
             planned.plan,
             workdir.absolute(),
             num_workers=num_workers,
+            shard=shard,
             over_cases=over_cases,
             on_progress=on_progress,
         )
     kept = f", {summary.num_kept} were there already" if summary.num_kept else ""
     say(f"{summary.num_prepared} cases prepared in {format_seconds(summary.elapsed_s)}{kept}")
-    if not planned.kept or not (workdir / CHECK_PICTURE).is_file():
+    if shard is None and (not planned.kept or not (workdir / CHECK_PICTURE).is_file()):
         _draw_check(planned, workdir)
 
 
@@ -156,7 +206,7 @@ def _draw_check(planned: Planned, workdir: Path) -> None:
 
 def _require_own(workdir: Path, fingerprint: Fingerprint) -> None:
     """UsageError where `workdir` is another data set's: another name, or not one case in common."""
-    path = workdir / "fingerprint.json"
+    path = workdir / FINGERPRINT
     if not path.is_file():
         return
     earlier = Fingerprint.read(path)

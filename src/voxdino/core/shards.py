@@ -1,20 +1,15 @@
 """One of n equal parts of a list of cases: what a task of a Slurm array works on."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar, runtime_checkable
+from operator import attrgetter
+from pathlib import Path
+from typing import TypeVar
 
 from voxdino.core.errors import UsageError
 
-
-@runtime_checkable
-class Named(Protocol):
-    @property
-    def id(self) -> str: ...
-
-
-N = TypeVar("N", bound=Named)
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -36,6 +31,17 @@ class Shard:
     def __str__(self) -> str:
         return f"{self.number}of{self.count}"
 
-    def of(self, cases: Sequence[N]) -> list[N]:
+    def of(self, cases: Sequence[T], key: Callable[[T], str] = attrgetter("id")) -> list[T]:
         """Every count-th case in the order of ids: all shards together have each case once."""
-        return sorted(cases, key=lambda case: case.id)[self.number - 1 :: self.count]
+        return sorted(cases, key=key)[self.number - 1 :: self.count]
+
+
+def file_of(path: Path, shard: Shard | None) -> Path:
+    """A file for what a shard found: predictions.2of8.json beside predictions.json. None: the path itself."""
+    return path if shard is None else path.with_name(f"{path.stem}.{shard}{path.suffix}")
+
+
+def files_of_shards(path: Path) -> list[Path]:
+    """Those that are there, of whatever shards."""
+    name = re.compile(rf"{re.escape(path.stem)}\.\d+of\d+{re.escape(path.suffix)}")
+    return sorted(other for other in path.parent.glob("*") if name.fullmatch(other.name))

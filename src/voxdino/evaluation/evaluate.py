@@ -13,6 +13,8 @@ from voxdino.core.io import DICOM_SUFFIXES, image_suffix, is_image, read_label_m
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.io.writers import case_of_output
 from voxdino.core.labels import LabelSet
+from voxdino.evaluation.kept import Pair, take, way_to_score
+from voxdino.evaluation.kept import keep as keep_scores
 from voxdino.evaluation.measure import Measures, score_label_maps
 from voxdino.evaluation.metric import EmptyRule
 from voxdino.evaluation.metrics import USUAL_METRICS
@@ -20,8 +22,6 @@ from voxdino.evaluation.scores import FailedCase, Scores
 from voxdino.evaluation.summarise import ScoredCase, summarise
 from voxdino.preparation.check import Progress
 from voxdino.preparation.workers import Outcome, OverCases
-
-Pair = tuple[str, Path, Path]  # case id, prediction, reference
 
 
 def evaluate(
@@ -36,6 +36,8 @@ def evaluate(
     groups: Mapping[str, str] | None = None,
     num_workers: int | None = None,
     strict: bool = False,
+    kept: Sequence[Path] = (),
+    keep: Path | None = None,
     over_cases: OverCases | None = None,
     on_progress: Progress | None = None,
 ) -> Scores:
@@ -49,6 +51,8 @@ def evaluate(
     empty:       "undefined": every metric's own rule for empty masks; "score": both empty is the best value, one empty
                  the worst. Paper columns (meddinov3:hd95 ...) keep their paper's rule.
     over_cases:  where the pairs are scored; None: by threads of this process.
+    kept:        files of other calls' `keep`: a pair in them is not scored again where files and settings are the same.
+    keep:        a file for the scores of the single cases.
     groups:      case id -> patient: means stay those over cases, intervals are over patients. None: over cases.
     on_progress(done, total) is called after every case. Errors: UsageError for an unknown metric.
     """
@@ -57,9 +61,10 @@ def evaluate(
     if not pairs:
         raise DatasetError("there is no prediction to score.", fix="check the folders of predictions and references.")
 
-    score = _Score(labels, options, measures, strict)
-    results: list[ScoredCase | FailedCase] = []
-    with _scoring(score, pairs, num_workers, over_cases) as scored_pairs:
+    score, how = _Score(labels, options, measures, strict), way_to_score(labels, options, measures)
+    there = take(kept, how, pairs)
+    results: list[ScoredCase | FailedCase] = list(there.values())
+    with _scoring(score, [pair for pair in pairs if pair[0] not in there], num_workers, over_cases) as scored_pairs:
         for result in scored_pairs:
             results.append(result)
             if on_progress:
@@ -68,6 +73,8 @@ def evaluate(
     results.sort(key=lambda result: order[_case_of(result)])
     scored = [result for result in results if isinstance(result, ScoredCase)]
     failed = [result for result in results if isinstance(result, FailedCase)]
+    if keep is not None:
+        keep_scores(keep, how, pairs, scored)
     return summarise(scored, failed, labels, measures, groups)
 
 

@@ -1,6 +1,5 @@
 """predictions.json: what was predicted from which files by which model, and what is still right of it."""
 
-import re
 import time
 from collections.abc import Callable
 from itertools import chain, count
@@ -13,14 +12,14 @@ from voxdino.core.io import image_suffix, read_label_map, reading
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.records import Record
 from voxdino.core.safe_files import digest_file, digest_path, require_file, require_inside
-from voxdino.core.shards import Shard
+from voxdino.core.shards import Shard, file_of, files_of_shards
 from voxdino.inference.outputs import OutputSettings
 from voxdino.inference.settings import PredictSettings
 from voxdino.preparation.case import Case
 
 RECORD_NAME = "predictions.json"
-_SHARD = re.compile(r"predictions\.(\d+of\d+)\.json")
 RECORD_EVERY_S = 1.0  # cases done since the last record are predicted again after a kill, to the same bytes
+_RECORD_SHARE = 0.02  # of the time, at most, goes into records: those of a large cohort take seconds
 
 
 class CasePrediction(Record):
@@ -71,7 +70,7 @@ class Ledger:
         self.folder, self.record, self.cases, self._name = folder, record, dict(cases), name
         self._on_note = on_note
         self._unrecorded: dict[str, Path] = {}
-        self._written_at = 0.0
+        self._next_at = 0.0
 
     def has(self, case: Case) -> bool:
         """Whether the case was predicted from the files as they are now, and the prediction is unchanged."""
@@ -132,12 +131,14 @@ class Ledger:
     def write(self, failed: dict[str, str] | None = None) -> PredictRecord:
         update = {"cases": dict(sorted(self.cases.items())), "failed": failed or {}}
         self.record = self.record.model_copy(update=update)
+        started = time.monotonic()
         self.record.write(self.folder / self._name)
-        self._written_at = time.monotonic()
+        ended = time.monotonic()
+        self._next_at = ended + max(RECORD_EVERY_S, (ended - started) / _RECORD_SHARE)
         return self.record
 
     def write_now_and_then(self) -> None:
-        if time.monotonic() - self._written_at > RECORD_EVERY_S:
+        if time.monotonic() > self._next_at:
             self.write()
 
 
@@ -178,12 +179,12 @@ def earlier_cases(
 
 def record_name(shard: Shard | None) -> str:
     """predictions.json; of a shard predictions.2of8.json."""
-    return RECORD_NAME if shard is None else f"predictions.{shard}.json"
+    return file_of(Path(RECORD_NAME), shard).name
 
 
 def shard_records(folder: Path) -> list[Path]:
     """The records of shards in a folder of predictions."""
-    return sorted(path for path in folder.glob("predictions.*of*.json") if _SHARD.fullmatch(path.name))
+    return files_of_shards(folder / RECORD_NAME)
 
 
 def digest_inputs(case: Case) -> dict[str, str]:

@@ -28,7 +28,7 @@ from voxdino.preparation.fingerprint import (
     summarise_extents,
 )
 from voxdino.preparation.splits import make_splits
-from voxdino.preparation.workers import Fault, file_bytes, run_over_cases
+from voxdino.preparation.workers import Fault, OverCases, file_bytes, run_over_cases
 
 __all__ = ["CheckReport", "Finding", "Progress", "survey"]
 
@@ -78,11 +78,15 @@ class _Surveyed:
 
 
 def survey(
-    dataset: Dataset, *, num_workers: int | None = None, on_progress: Progress | None = None
+    dataset: Dataset,
+    *,
+    num_workers: int | None = None,
+    over_cases: OverCases = run_over_cases,
+    on_progress: Progress | None = None,
 ) -> tuple[CheckReport, Fingerprint]:
     """Read every labelled case once: what is wrong with it, and its facts.
 
-    num_workers: processes; None: as many as there are processors, none for a small set.
+    num_workers: processes; None: as many as there are processors, none for a small set.   over_cases: where they are.
     Cases with errors are in the report and not in the fingerprint. Errors: ResourceError when a worker dies.
     """
     findings = list(dataset.findings)
@@ -98,7 +102,7 @@ def survey(
     sizes = [file_bytes(item.case.files) for item in items]
     surveyed: dict[int, _Surveyed] = {}
     faults: dict[int, Fault] = {}
-    with closing(run_over_cases(_survey_case, items, names, num_workers=num_workers, sizes=sizes)) as outcomes:
+    with closing(over_cases(_survey_case, items, names, num_workers=num_workers, sizes=sizes)) as outcomes:
         for outcome in outcomes:
             if outcome.value is not None:
                 surveyed[outcome.index] = outcome.value

@@ -18,6 +18,7 @@ from voxdino.core.errors import DatasetError, PartialError
 from voxdino.core.locks import lock_folder
 from voxdino.core.resample import resize_nearest
 from voxdino.core.safe_files import MANIFEST_NAME, Manifest, digest_file, sweep_temporary
+from voxdino.core.shards import Shard
 from voxdino.core.volume import LabelMap, Volume
 from voxdino.preparation.case import Case, Dataset
 from voxdino.preparation.case_record import CaseRecord, foreground_slices, pack_lesions, pack_locations
@@ -103,6 +104,7 @@ def prepare(
     *,
     num_workers: int | None = None,
     strict: bool = False,
+    shard: Shard | None = None,
     over_cases: OverCases = run_over_cases,
     on_progress: Progress | None = None,
 ) -> PrepareSummary:
@@ -112,6 +114,8 @@ def prepare(
     result is the same whatever the number of workers. A bad case is set aside, the others go on.
 
     strict: the first bad case ends the run with its own error.   over_cases: where the work is done.
+    shard:  prepare this part of the cases only, beside calls with the others; a call without it then keeps what they
+            made and writes manifest.json.
     Errors: PartialError at the end naming the bad cases (the others are complete and usable); DatasetError when every
     case is bad; ResourceError (disk, memory, another run in the folder).
     """
@@ -119,18 +123,19 @@ def prepare(
     folder = Path(workdir) / PREPARED
     known = _surveyed_digests(Path(workdir), plan)
     plan = plan.model_copy(update={"reasons": {}})
+    cases = dataset.cases if shard is None else shard.of(dataset.cases)
     items = [
         _Item(case, {dataset.name_of(path): path for path in case.files}, known.get(case.id), plan, folder / CASES)
-        for case in dataset.cases
+        for case in cases
     ]
-    names = [case.id for case in dataset.cases]
-    sizes = [file_bytes(case.files) for case in dataset.cases]
+    names = [case.id for case in cases]
+    sizes = [file_bytes(case.files) for case in cases]
     done: dict[int, _Written] = {}
     faults: dict[int, Fault] = {}
     with ExitStack() as stack:
 
         def begin() -> None:
-            stack.enter_context(lock_folder(folder))
+            stack.enter_context(lock_folder(folder, part="" if shard is None else str(shard)))
             (folder / MANIFEST_NAME).unlink(missing_ok=True)  # it says "complete"
             sweep_temporary(folder)
             sweep_temporary(folder / CASES)
@@ -159,11 +164,12 @@ def prepare(
             if on_progress is not None:
                 on_progress(len(done) + len(faults), len(items))
         files = {name: entry for _, written in sorted(done.items()) for name, entry in written.files.items()}
-        _remove_strangers(folder / CASES, files)
-        if done:
+        if shard is None:
+            _remove_strangers(folder / CASES, files)
+        if shard is None and done:
             Manifest(files).write(folder)
     failed = [str(fault.error) for _, fault in sorted(faults.items())]
-    if not done:
+    if items and not done:
         fact = f"none of the {len(items)} cases could be prepared. First: {failed[0] if failed else 'no case.'}"
         raise DatasetError(fact, where=dataset.root, fix="see voxdino check for all of them.")
     if failed:
