@@ -1,10 +1,10 @@
 """Peak memory of predicting one large volume with few and with many classes: voxdino beside MONAI and nnU-Net.
 
-python benchmarks/memory.py --work FOLDER [--size 512] [--slices 2000] [--classes 25 118] [--peer-env FOLDER]
-       [--usable 0.85] [--save docs/results/memory.md]
+python benchmarks/memory.py --work FOLDER [--size 512] [--slices 2000] [--classes 25 118] [--slabs 1 16]
+       [--peer-env FOLDER] [--usable 0.85] [--save docs/results/memory.md]
 
-A small network (a narrow ViT with a linear decoder; a single convolution for the peers), on the CPU, from file to file,
-each in a process of its own. Peers get the volume halved along its slices until they manage it in --usable of the
+A small network (a narrow ViT with a linear decoder, or the 3-D one for slabs; a single convolution for the peers), on
+the CPU, from file to file, each in a process of its own. Peers get the volume halved along its slices until they manage it in --usable of the
 machine's free memory; their rows are without reading, resampling and writing, which only lowers them.
 """
 
@@ -29,29 +29,34 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--slices", type=int, default=2000)
     parser.add_argument("--classes", type=int, nargs="+", default=[25, 118])
+    parser.add_argument("--slabs", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--peer-env", type=Path)
     parser.add_argument("--usable", type=float, default=0.85)
     parser.add_argument("--save", type=Path)
     arguments = parser.parse_args()
     shape = (arguments.size, arguments.size, arguments.slices)
     make_volume(arguments.work / "large.nii.gz", shape)
-    body, peaks = "", []
-    for classes in arguments.classes:
-        run = arguments.work / f"small_{classes}"
-        make_model(run, classes)
-        row = ours(arguments.work / "large.nii.gz", run, arguments.work / f"out_{classes}")
-        weights = (run / "model.safetensors").stat().st_size
-        bound = BASE_GIB + (weights + BYTES_A_VOXEL * shape[0] * shape[1] * shape[2]) / 2**30
-        peaks.append(row["peak_gib"])
-        body += line("voxdino", classes, shape, row, f"{bound:.2f}")
+    body, grows = "", []
+    for slab in arguments.slabs:
+        peaks = []
+        for classes in arguments.classes:
+            run = arguments.work / f"small_{classes}_{slab}"
+            make_model(run, classes, slab)
+            row = ours(arguments.work / "large.nii.gz", run, arguments.work / f"out_{classes}_{slab}")
+            weights = (run / "model.safetensors").stat().st_size
+            bound = BASE_GIB + (weights + BYTES_A_VOXEL * shape[0] * shape[1] * shape[2]) / 2**30
+            peaks.append(row["peak_gib"])
+            body += line("voxdino" + f", slabs of {slab}" * (slab > 1), classes, shape, row, f"{bound:.2f}")
+        grows.append(f"{max(peaks) / min(peaks) - 1:.1%} ({f'slabs of {slab}' if slab > 1 else 'slices'})")
     for name in PEERS if arguments.peer_env else ():
         for classes in arguments.classes:
             body += peer(name, classes, shape, arguments)
-    command = f"memory.py --size {arguments.size} --slices {arguments.slices}"
+    slabs = " ".join(map(str, arguments.slabs))
+    command = f"memory.py --size {arguments.size} --slices {arguments.slices} --slabs {slabs}"
     text = f"""# Peak memory of prediction
 
 `python benchmarks/{command}`, {datetime.date.today()}, {os.cpu_count()} cores {platform.machine()}, CPU. voxdino's
-largest peak is {max(peaks) / min(peaks) - 1:.1%} above its smallest; its bound is {BASE_GIB} GiB + weights +
+largest peak is above its smallest by {", ".join(grows)}; its bound is {BASE_GIB} GiB + weights +
 {BYTES_A_VOXEL} bytes a voxel.
 
 {HEAD}{body}"""
@@ -85,8 +90,8 @@ def make_volume(path: Path, shape: tuple[int, int, int]) -> None:
     write_volume(path, Volume(array[None], Grid.from_spacing(shape, (0.8, 0.8, 1.0))))
 
 
-def make_model(folder: Path, classes: int) -> None:
-    """A run folder with a small random network."""
+def make_model(folder: Path, classes: int, slab: int) -> None:
+    """A run folder with a small random network; one that sees slabs where they are of more than a slice."""
     import torch
 
     from voxdino.core.labels import LabelSet
@@ -117,8 +122,10 @@ def make_model(folder: Path, classes: int) -> None:
         input_builder="repeat",
         batch_size=1,
         patch_size=16,
+        slab=slab,
     )
-    model = ModelConfig(backbone="small", decoder="linear", num_outputs=classes)
+    decoder = {"decoder": "conv3d", "decoder_width": 16} if slab > 1 else {"decoder": "linear"}
+    model = ModelConfig(backbone="small", num_outputs=classes, slab=slab, **decoder)
     backbone = ViT(config)
     card = WeightsCard(
         name="small",

@@ -13,6 +13,7 @@ from voxdino.core.geometry import Grid
 from voxdino.core.labels import LabelSet
 from voxdino.core.volume import Volume
 from voxdino.inference.load import LoadedModel, ModelCard, load_model, save_model
+from voxdino.models.backbones.base import Backbone
 from voxdino.models.backbones.vit import ViT, ViTConfig
 from voxdino.models.compose import build_segmenter
 from voxdino.models.features import Prediction
@@ -61,7 +62,7 @@ def make_card(**changes) -> WeightsCard:
     return WeightsCard(**{**facts, **changes})
 
 
-def make_segmenter(plan: Plan, **changes) -> Segmenter:
+def make_segmenter(plan: Plan, encoder: Backbone | None = None, **changes) -> Segmenter:
     torch.manual_seed(3)
     facts = {
         "backbone": "tiny",
@@ -72,7 +73,7 @@ def make_segmenter(plan: Plan, **changes) -> Segmenter:
         "magnification": plan.magnification,
         "num_outputs": plan.labels.num_outputs,
     }
-    segmenter = build_segmenter(ModelConfig(**{**facts, **changes}), ViT(VIT))
+    segmenter = build_segmenter(ModelConfig(**{**facts, **changes}), encoder or ViT(VIT))
     with torch.no_grad():
         for value in segmenter.parameters():
             value.add_(0.3 * torch.randn_like(value))
@@ -81,6 +82,8 @@ def make_segmenter(plan: Plan, **changes) -> Segmenter:
 
 class ByHand(Segmenter):
     """A segmenter whose logits are a given function of the normalised crop (B, C, D + 2 k, H, W)."""
+
+    classifier = nn.Identity()
 
     def __init__(self, logits: Callable[[torch.Tensor], torch.Tensor]) -> None:
         nn.Module.__init__(self)

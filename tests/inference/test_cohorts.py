@@ -70,8 +70,8 @@ def test_workers_leave_the_bytes_of_one_process_and_set_bad_cases_aside(images, 
 def test_workers_that_memory_does_not_hold_together_are_refused_before_they_start(
     images, run_folder, tmp_path, monkeypatch
 ):
-    cases = find_cases([images])
-    monkeypatch.setattr(memory, "available_memory", lambda: int(1.5 * memory.needed_bytes(cases[0])[0]))
+    cases, model = find_cases([images]), load_model(run_folder)
+    monkeypatch.setattr(memory, "available_memory", lambda: int(1.5 * memory.needed_bytes(cases[0], model, USUAL)[0]))
     with pytest.raises(ResourceError, match="use fewer workers: --on local:1") as caught:
         predict(images, run_folder, tmp_path / "out", spread=local(run_folder))
     assert "and 1 more at the same time need about" in caught.value.fact

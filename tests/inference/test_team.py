@@ -121,7 +121,7 @@ def test_the_need_is_told_before_the_work_and_grows_with_the_image_not_with_the_
     needs = []
     for number, shape in enumerate([(9, 11, 6), (90, 110, 60)]):
         write_volume(tmp_path / f"c{number}.nii.gz", make_volume(shape))
-        needs.append(memory.needed_bytes(find_cases([tmp_path / f"c{number}.nii.gz"])[0])[0])
+        needs.append(memory.needed_bytes(find_cases([tmp_path / f"c{number}.nii.gz"])[0], model, PredictSettings())[0])
     voxels = 90 * 110 * 60 - 9 * 11 * 6
     assert 4 * voxels <= needs[1] - needs[0] <= 12 * voxels
     notes = []

@@ -37,12 +37,17 @@ class Spread:
     models: Models
 
     def __call__(
-        self, items: Sequence[tuple[Case, CasePrediction | None]], how: PredictRecord, folder: Path
+        self,
+        items: Sequence[tuple[Case, CasePrediction | None]],
+        how: PredictRecord,
+        folder: Path,
+        model: Segmenting,
     ) -> Generator[CaseEnd, None, None]:
         task = _PredictOne(self.models, how, folder.absolute())
         names = [case.id for case, _ in items]
         if isinstance(self.cohort.crew, LocalCrew):  # its workers share this machine's memory
-            require_memory_for([case for case, _ in items], at_once=min(self.cohort.crew.size, len(items)))
+            at_once = min(self.cohort.crew.size, len(items))
+            require_memory_for([case for case, _ in items], model, how.settings, at_once=at_once)
         cohort = replace(self.cohort, stall_after_s=_STALL_AFTER_S)
         sent = [(_absolute(case), earlier) for case, earlier in items]
         with closing(cohort.over_cases(task, sent, names)) as outcomes:

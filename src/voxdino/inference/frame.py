@@ -1,8 +1,9 @@
 """The parts of a case that a model looks at, read ahead in a thread, and their logits, tile by tile on its device."""
 
 import copy
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,10 +17,10 @@ from voxdino.data.loader import ReadAhead
 from voxdino.data.store import padding_values
 from voxdino.inference.gate import Ends, Gate
 from voxdino.inference.load import LoadedModel
-from voxdino.inference.parts import Part, background_logits, padded, read_part
+from voxdino.inference.parts import Part, background_logits, in_plane, padded, read_part, slab_weight
 from voxdino.inference.second_look import second_look
 from voxdino.inference.settings import PredictSettings
-from voxdino.inference.tiles import Box, blend, gaussian_weight, tile_boxes
+from voxdino.inference.tiles import Box, Seen, blend, blend_slabs, gaussian_weight, shares, tile_boxes
 from voxdino.models.precision import autocast, uses_bf16
 from voxdino.models.segmenter import Segmenter
 from voxdino.preparation.intensity import ChannelScaling
@@ -28,6 +29,9 @@ from voxdino.preparation.slices import CaseSlices
 TILES_AT_ONCE = {"cpu": 2}  # activations of few tiles stay in a CPU's cache: larger batches are slower there
 _TILES_AT_ONCE = 32  # on devices that are the faster the more they have to do
 _ROUNDED = (nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # by autocast, at every call
+
+
+T = TypeVar("T")
 
 
 class Frame:
@@ -46,9 +50,37 @@ class Frame:
         self.tiles_at_once = settings.slices_at_once or TILES_AT_ONCE.get(model.device.type, _TILES_AT_ONCE)
         self._bf16 = uses_bf16(model.device, settings.amp)
         self._segmenter = rounded_weights(model.segmenter) if self._bf16 else model.segmenter
+        self._classifier: Float[Tensor, "K C1"] | None = None  # where it comes last, after blending
+        if model.plan.slab > 1 and settings.second_look is None and has_fewer_features(model.segmenter):
+            self._classifier = classifier_matrix(model.segmenter)
+            self._segmenter = without_classifier(self._segmenter)
 
     def logits(self, ranges: Sequence[Ends]) -> Iterator[Float[Tensor, "d K H W"]]:
-        """Of ranges of slices, in turn; the next one is read while this one is computed."""
+        """Of ranges of slices, in turn."""
+        for part, raw in self._parts(ranges):
+            yield self._logits(part, raw)
+
+    def blended(self, ranges: Sequence[Ends]) -> Iterator[tuple[int, Float[Tensor, "1 K H W"]]]:
+        """Of every slice, as (position, logits), from slabs that overlap.
+
+        Only one slab is held, to which tiles are added as they come. Where there are fewer features under the
+        classifier than classes, they are what is blended, and each slice is classified once it is done: both are
+        weighted sums, so the order does not matter. So the number of classes does not matter for the memory.
+        """
+        depth, num_outputs = ranges[0][1] - ranges[0][0], self._nothing.shape[1]
+        channels = num_outputs + 1 if self._classifier is None else self._classifier.shape[1]
+        held = torch.zeros(depth, channels, *self.size, device=self.model.device)
+        seen = ((part.first, self._seen(part, raw)) for part, raw in self._parts(ranges))
+        for position, values in blend_slabs(seen, slab_weight(ranges), held):
+            if self._classifier is None:
+                logits = values[:-1].clone()
+            else:
+                logits = torch.einsum("kc,chw->khw", self._classifier, values)
+            logits += self._nothing[0] * (1 - values[-1])
+            yield position, logits[None]
+
+    def _parts(self, ranges: Sequence[Ends]) -> Iterator[tuple[Part, Shaped[Tensor, "C n h w"] | None]]:
+        """In turn; the next one is read while this one is computed."""
 
         def read(position: int) -> tuple[Part, Tensor | None] | None:
             return self._read(*ranges[position]) if position < len(ranges) else None
@@ -56,7 +88,7 @@ class Frame:
         with ReadAhead(read, num_threads=1, depth=2) as parts:
             for _, part in zip(ranges, parts, strict=False):
                 assert part is not None
-                yield self._logits(*part)
+                yield part
 
     def _read(self, first: int, last: int) -> tuple[Part, Shaped[Tensor, "C n h w"] | None]:
         part = read_part(self.slices, self.model.plan, self._gate, first, last)
@@ -68,26 +100,66 @@ class Frame:
 
     def _logits(self, part: Part, raw: Shaped[Tensor, "C n h w"] | None) -> Float[Tensor, "d K H W"]:
         """Of whole slices; what lies outside the part is background."""
-        device = self.model.device
         shape = (part.last - part.first, self._nothing.shape[1], *self.size)
         if raw is None:
             return self._nothing.expand(shape)
-        raw, scaling = raw.to(device, non_blocking=True), self.slices.scaling
-        size, places = padded(raw.shape[2:], self._tile)
-        slab = torch.empty(len(scaling), raw.shape[1], *size, device=device)
-        slab[:] = torch.from_numpy(padding_values(scaling)).to(device)[:, None, None, None]
-        slab[:, :, places[0], places[1]] = normalise_tensor(raw, scaling)
-        seen = self._until_it_fits(slab)[..., places[0], places[1]]
+        slab, places = self._normalised(raw)
+        seen = self._until_it_fits(partial(self._tiled, slab), slab)[..., places[0], places[1]]
         if seen.shape[2:] == self.size:
             return seen
         whole = self._nothing.expand(shape).clone()
         whole[:, :, slice(*part.rows), slice(*part.columns)] = seen
         return whole
 
-    def _until_it_fits(self, slab: Float[Tensor, "C Dk H W"]) -> Float[Tensor, "d K H W"]:
+    def _seen(self, part: Part, raw: Shaped[Tensor, "C n h w"] | None) -> Iterator[Seen]:
+        """What the tiles of a slab show, one after the other."""
+        if raw is None:
+            return
+        slab, places = self._normalised(raw)
+        size = (slab.shape[2], slab.shape[3])
+        if self.settings.second_look is None:
+            boxes = tile_boxes(size, self._tile, self.settings.overlap)
+            tiles = self._tile_by_tile(slab, boxes)
+            weight = self._weight
+        else:  # which looks at the logits of a whole slab
+            boxes = [(slice(0, size[0]), slice(0, size[1]))]
+            tiles = iter([(boxes[0], self._until_it_fits(partial(self._tiled, slab), slab))])
+            weight = torch.ones(size, device=slab.device)
+        for (box, values), share in zip(tiles, shares(boxes, weight, slab.new_zeros(size)), strict=True):
+            there, here = in_plane(part, places, box)
+            yield there, values[(Ellipsis, *here)], share[here]
+
+    def _tile_by_tile(
+        self, slab: Float[Tensor, "C Dk H W"], boxes: Sequence[Box]
+    ) -> Iterator[tuple[Box, Float[Tensor, "d X h w"]]]:
+        """As many at a time as memory holds; none is computed twice."""
+        done = 0
+        while done < len(boxes):
+            group = self._until_it_fits(partial(self._next_tiles, slab, boxes[done:]), slab)
+            done += len(group)
+            yield from group
+
+    def _next_tiles(
+        self, slab: Float[Tensor, "C Dk H W"], boxes: Sequence[Box]
+    ) -> list[tuple[Box, Float[Tensor, "d X h w"]]]:
+        at_once = max(1, self.tiles_at_once // (slab.shape[1] - 2 * self._context))
+        with autocast(slab.device, self._bf16):
+            return list(self._tiles(slab, boxes[:at_once], at_once))
+
+    def _normalised(self, raw: Shaped[Tensor, "C n h w"]) -> tuple[Float[Tensor, "C n H W"], tuple[slice, ...]]:
+        """A part on the device as the network sees it, a tile at least, and where in it the part lies."""
+        device, scaling = self.model.device, self.slices.scaling
+        size, places = padded(raw.shape[2:], self._tile)
+        slab = torch.empty(len(scaling), raw.shape[1], *size, device=device)
+        slab[:] = torch.from_numpy(padding_values(scaling)).to(device)[:, None, None, None]
+        slab[:, :, places[0], places[1]] = normalise_tensor(raw.to(device, non_blocking=True), scaling)
+        return slab, places
+
+    def _until_it_fits(self, work: Callable[[], T], slab: Float[Tensor, "C Dk H W"]) -> T:
+        """What `work` gives, tried again with fewer tiles at once where memory ends."""
         while True:
             try:
-                return self._tiled(slab)
+                return work()
             except RuntimeError as error:
                 if not is_out_of_memory(error):
                     raise
@@ -161,6 +233,32 @@ def logits_of_crops(
             logits = logits + segmenter(crops.flip(axes)).logits.float().flip(axes)
         logits = logits / 4
     return logits.transpose(1, 2)
+
+
+def has_fewer_features(segmenter: Segmenter) -> bool:
+    """Whether the classifier, a convolution of single voxels, makes more logits than it gets features."""
+    last = segmenter.classifier
+    return isinstance(last, nn.Conv2d | nn.Conv3d) and last.in_channels < last.out_channels
+
+
+def held_channels(segmenter: Segmenter, num_outputs: int, settings: PredictSettings) -> int:
+    """Values per voxel of a slab that `Frame.blended` holds."""
+    if settings.second_look is not None:
+        return 4 * num_outputs + 1  # a whole slab's logits beside those that are blended, old and new
+    last: Any = segmenter.classifier
+    return 1 + (last.in_channels if has_fewer_features(segmenter) else num_outputs)
+
+
+def classifier_matrix(segmenter: Segmenter) -> Float[Tensor, "K C1"]:
+    """From features, with a 1 behind them, to logits."""
+    last: Any = segmenter.classifier
+    return torch.cat((last.weight.flatten(1), last.bias[:, None]), dim=1).float()
+
+
+def without_classifier(segmenter: Segmenter) -> Segmenter:
+    """The same model, giving what its classifier would get in place of logits; all weights are shared."""
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*segmenter.parameters(), *segmenter.buffers())}
+    return copy.deepcopy(segmenter, shared | {id(segmenter.classifier): nn.Identity()})
 
 
 def rounded_weights(segmenter: Segmenter) -> Segmenter:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 import voxdino
 from voxdino.core.errors import CheckpointError
+from voxdino.core.geometry import Grid
 from voxdino.core.records import Record
 from voxdino.core.safe_files import Manifest, digest_json, write_atomic
 from voxdino.core.volume import LabelMap, Volume
@@ -57,6 +58,12 @@ class LoadedModel:
     @property
     def licence(self) -> str:
         return self.card.licence
+
+    def working_bytes(self, grid: Grid, settings: PredictSettings) -> int:
+        """As a team of one (see `Team.working_bytes`)."""
+        from voxdino.inference.team import Team  # which is made of loaded models
+
+        return Team((self,)).working_bytes(grid, settings)
 
     def segment(
         self, volume: Volume, settings: PredictSettings, *, case: str, probabilities: Path | None = None

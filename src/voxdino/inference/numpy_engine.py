@@ -14,13 +14,15 @@ from voxdino.inference.parts import (
     LOGIT_BYTES,
     Part,
     background_logits,
+    in_plane,
     normalised_slab,
     read_part,
+    slab_weight,
     slice_bytes,
     slice_ranges,
 )
 from voxdino.inference.settings import PredictSettings
-from voxdino.inference.tiles import Box, blend, blend_slabs, gaussian_weight, tile_boxes
+from voxdino.inference.tiles import Box, Seen, blend, blend_slabs, gaussian_weight, shares, tile_boxes
 from voxdino.preparation.intensity import ChannelScaling
 from voxdino.preparation.orientation import CaseGeometry, restore_labels
 from voxdino.preparation.plan import Plan
@@ -45,9 +47,10 @@ def segment(
     ranges = slice_ranges(plan, slices.shape[1], overlap=overlap, slice_bytes=num_bytes, logit_bytes=LOGIT_BYTES)
     tiler = _Tiler(network, plan, settings, slices_at_once)
     parts = (read_part(slices, plan, gate, *ends) for ends in ranges)
-    slabs: Iterator[Slab] = ((part.first, tiler.logits(part, slices.scaling, slices.size)) for part in parts)
-    if len(ranges) > 1 and plan.slab > 1:
-        slabs = blend_slabs(slabs, gaussian_weight((ranges[0][1] - ranges[0][0],)).tolist())
+    if plan.slab > 1:
+        slabs = tiler.blended(parts, slices.scaling, slices.size, slab_weight(ranges))
+    else:
+        slabs = ((part.first, tiler.logits(part, slices.scaling, slices.size)) for part in parts)
     return export_labels(slabs, geometry, plan.labels)
 
 
@@ -74,12 +77,31 @@ class _Tiler:
         whole[:, :, slice(*part.rows), slice(*part.columns)] = seen
         return whole
 
+    def blended(
+        self, parts: Iterable[Part], scaling: Sequence[ChannelScaling], size: tuple[int, int], weight: Sequence[float]
+    ) -> Iterator[Slab]:
+        """Slice by slice, from slabs that overlap, of which only one is held. `weight`: of a slab's slices."""
+        held = np.zeros((len(weight), self._nothing.shape[1] + 1, *size), dtype=np.float32)
+        seen = ((part.first, self._seen_of(part, scaling)) for part in parts)
+        for position, values in blend_slabs(seen, weight, held):
+            yield position, values[None, :-1] + self._nothing * (1 - values[-1])
+
+    def _seen_of(self, part: Part, scaling: Sequence[ChannelScaling]) -> Iterator[Seen]:
+        if part.raw is None:
+            return
+        slab, places = normalised_slab(part.raw, scaling, self._plan.tile)
+        size = slab.shape[2:]
+        boxes = tile_boxes(size, self._plan.tile, self._settings.overlap)
+        for box, share in zip(boxes, shares(boxes, self._weight, np.zeros(size, np.float32)), strict=True):
+            there, here = in_plane(part, places, box)
+            yield there, self._seen(slab, box)[(Ellipsis, *here)], share[here]
+
     def _tiled(self, slab: Float[np.ndarray, "C Dk H W"]) -> Float[np.ndarray, "d K H W"]:
         rows, columns = slab.shape[2:]
         boxes = tile_boxes((rows, columns), self._plan.tile, self._settings.overlap)
         beside = 2 * self._plan.context_slices
         depth = slab.shape[1] - beside
-        step = depth if self._plan.slab > 1 else min(depth, self._at_once)
+        step = min(depth, self._at_once)
         out = np.zeros((depth, self._nothing.shape[1], rows, columns), dtype=np.float32)
         for start in range(0, depth, step):
             part = slab[:, start : start + step + beside]

@@ -8,9 +8,11 @@ import numpy as np
 from jaxtyping import Float
 
 from voxdino.core.errors import CheckpointError, ResourceError, UsageError
+from voxdino.core.geometry import Grid
 from voxdino.core.safe_files import Manifest, digest_json
 from voxdino.core.volume import LabelMap, Volume
 from voxdino.inference.export_card import CARD_NAME, INPUT, NETWORK_NAME, OUTPUT, ExportCard
+from voxdino.inference.memory import working_bytes
 from voxdino.inference.numpy_engine import segment
 from voxdino.inference.postprocess import Postprocessing
 from voxdino.inference.probe import probe_crop
@@ -52,6 +54,10 @@ class OnnxModel:
     def provider(self) -> str:
         """What computes: CPUExecutionProvider, OpenVINOExecutionProvider, CUDAExecutionProvider."""
         return str(self.session.get_providers()[0])
+
+    def working_bytes(self, grid: Grid, settings: PredictSettings) -> int:
+        """See `Segmenting`."""
+        return working_bytes([(self.plan, self.plan.labels.num_outputs + 1)], grid)
 
     def segment(
         self, volume: Volume, settings: PredictSettings, *, case: str, probabilities: Path | None = None

@@ -10,7 +10,7 @@ from jaxtyping import Float, Shaped
 from voxdino.core.labels import LabelSet
 from voxdino.data.store import padding_values
 from voxdino.inference.gate import Ends, Gate, at_least
-from voxdino.inference.tiles import slab_starts
+from voxdino.inference.tiles import Box, gaussian_weight, slab_starts
 from voxdino.preparation.intensity import ChannelScaling, normalise
 from voxdino.preparation.plan import Plan
 from voxdino.preparation.slices import CaseSlices
@@ -47,6 +47,12 @@ def predicted_slab(slab: int, num_slices: int) -> int:
     return num_slices if num_slices <= WHOLE * slab else slab
 
 
+def slab_weight(ranges: Sequence[Ends]) -> list[float]:
+    """Of the slices of a slab, where slabs overlap; a single one counts as it is."""
+    depth = ranges[0][1] - ranges[0][0]
+    return gaussian_weight((depth,)).tolist() if len(ranges) > 1 else [1.0] * depth
+
+
 def read_part(slices: CaseSlices, plan: Plan, gate: Gate, first: int, last: int) -> Part:
     """Slices first to last with their context, cut to what the gate shows, a tile at least.
 
@@ -68,6 +74,17 @@ def padded(shape: Sequence[int], tile: Sequence[int]) -> tuple[tuple[int, ...], 
     size = tuple(max(length, least) for length, least in zip(shape, tile, strict=True))
     starts = [(new - old) // 2 for new, old in zip(size, shape, strict=True)]
     return size, tuple(slice(start, start + length) for start, length in zip(starts, shape, strict=True))
+
+
+def in_plane(part: Part, places: Sequence[slice], box: Box) -> tuple[Box, Box]:
+    """What a tile of a padded part shows of the image: where that lies in the slice, and where in the tile."""
+    slice_box, tile_box = [], []
+    for ends, place, tile in zip((part.rows, part.columns), places, box, strict=True):
+        start, stop = max(tile.start, place.start), min(tile.stop, place.stop)
+        moved = ends[0] - place.start
+        slice_box.append(slice(start + moved, stop + moved))
+        tile_box.append(slice(start - tile.start, stop - tile.start))
+    return tuple(slice_box), tuple(tile_box)
 
 
 def normalised_slab(

@@ -17,7 +17,6 @@ from voxdino.inference.load import LoadedModel
 from voxdino.inference.parts import LOGIT_BYTES, slice_bytes, slice_ranges
 from voxdino.inference.probabilities import keep_probabilities
 from voxdino.inference.settings import PredictSettings
-from voxdino.inference.tiles import blend_slabs, gaussian_weight
 from voxdino.preparation.orientation import CaseGeometry
 from voxdino.preparation.slices import CaseSlices, slice_case
 
@@ -109,12 +108,12 @@ def predict_slabs(
     ranges = slice_ranges(
         plan, slices.shape[1], overlap=settings.overlap, slice_bytes=num_bytes, logit_bytes=logit_bytes
     )
-    logits = Frame(model, slices, gate, settings).logits(ranges)
-    slabs = ((first, part) for (first, _), part in zip(ranges, logits, strict=True))
-    if len(ranges) == 1 or plan.slab == 1:
-        yield from slabs
+    frame = Frame(model, slices, gate, settings)
+    if plan.slab > 1:
+        yield from frame.blended(ranges)
         return
-    yield from blend_slabs(slabs, gaussian_weight((ranges[0][1] - ranges[0][0],)).tolist())
+    for (first, _), logits in zip(ranges, frame.logits(ranges), strict=True):
+        yield first, logits
 
 
 @torch.inference_mode()

@@ -52,7 +52,7 @@ __all__ = ["RECORD_NAME", "CasePrediction", "PredictRecord", "PredictSummary", "
 
 CaseEnd = tuple[Case, CasePrediction | VoxdinoError | None]  # None: its prediction was there already
 Spreading = Callable[
-    [Sequence[tuple[Case, CasePrediction | None]], PredictRecord, Path], Generator[CaseEnd, None, None]
+    [Sequence[tuple[Case, CasePrediction | None]], PredictRecord, Path, Segmenting], Generator[CaseEnd, None, None]
 ]
 
 
@@ -123,7 +123,7 @@ def predict_cases(
         alike, otherwise = earlier_cases(out_folder, fresh, outputs, overwrite=overwrite)
         mine = {name: case for name, case in {**alike, **otherwise}.items() if shard is None or name in outputs}
         ledger = Ledger(out_folder, fresh, mine, on_note, name=record_name(shard))
-        told = "" if spread else require_memory_for(cases)
+        told = "" if spread else require_memory_for(cases, team, settings)
         if on_note and told:
             on_note(told)
         for name in otherwise:
@@ -135,7 +135,7 @@ def predict_cases(
             if spread is None:
                 ends = _ends(cases, _Work(team, fresh, ledger), outputs)
             else:
-                ends = spread([(case, ledger.cases.get(case.id)) for case in cases], fresh, out_folder)
+                ends = spread([(case, ledger.cases.get(case.id)) for case in cases], fresh, out_folder, team)
             with closing(ends):  # workers end before others may write here
                 for position, (case, end) in enumerate(ends, start=1):
                     if isinstance(end, CasePrediction):
@@ -178,7 +178,7 @@ def predict_one(
 
     Errors: those of the case; ResourceError where memory cannot hold it.
     """
-    require_memory_for([case])
+    require_memory_for([case], team, how.settings)
     ledger = Ledger(folder, how, {} if earlier is None else {case.id: earlier})
     work = _Work(team, how, ledger)
     [(_, end)] = _ends([case], work, {case.id: output_file(case, folder, how.output)})
@@ -196,7 +196,7 @@ def _ends(cases: Sequence[Case], work: "_Work", outputs: dict[str, Path]) -> Gen
             if not ahead:
                 ahead.append(reader.submit(work.fetch, case))
             following = cases[number + 1 : number + 2]
-            if following and sum(needed_bytes(one)[0] for one in (case, *following)) < available_memory():
+            if following and work.needed_bytes(case) + work.needed_bytes(*following) < available_memory():
                 ahead.append(reader.submit(work.fetch, following[0]))
             end: VoxdinoError | None = None
             made: tuple[dict[str, str], LabelMap] | None = None
@@ -250,6 +250,9 @@ class _Work:
     def __init__(self, team: Segmenting, how: PredictRecord, ledger: Ledger) -> None:
         self._team, self._how, self._ledger = team, how, ledger
 
+    def needed_bytes(self, case: Case) -> int:
+        return needed_bytes(case, self._team, self._how.settings)[0]
+
     def fetch(self, case: Case) -> _Fetched:
         if self._ledger.has(case):
             return _Fetched(None, None)
@@ -273,7 +276,7 @@ class _Work:
         if fetched.digests is None or fetched.volume is None:
             return None
         beside = self._how.output.probabilities_file(output, case)
-        with _named(case, beside), memory_faults(case):
+        with _named(case, beside), memory_faults(case, self._team, self._how.settings):
             labels = self._team.segment(fetched.volume, self._how.settings, case=case.id, probabilities=beside)
         return fetched.digests, labels
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from voxdino.core.geometry import Grid
 from voxdino.core.volume import LabelMap, Volume
 from voxdino.inference.postprocess import Postprocessing
 from voxdino.inference.settings import PredictSettings
@@ -27,6 +28,13 @@ class Segmenting(Protocol):
 
     @property
     def licence(self) -> str: ...
+
+    def working_bytes(self, grid: Grid, settings: PredictSettings) -> int:
+        """Memory of this machine that segmenting an image on `grid` takes beside the image, its labels and the model.
+
+        Errors: PlanError for a picture under a plan for volumes, or the reverse.
+        """
+        ...
 
     def segment(
         self, volume: Volume, settings: PredictSettings, *, case: str, probabilities: Path | None = None

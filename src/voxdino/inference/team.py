@@ -11,7 +11,9 @@ from voxdino.core.errors import UsageError
 from voxdino.core.geometry import Grid
 from voxdino.core.safe_files import digest_json
 from voxdino.core.volume import LabelMap, Volume
+from voxdino.inference.frame import held_channels
 from voxdino.inference.load import LoadedModel, load_model
+from voxdino.inference.memory import working_bytes
 from voxdino.inference.postprocess import Postprocessing
 from voxdino.inference.predictor import predict_volume, require_same_task
 from voxdino.inference.settings import PredictSettings, hasty
@@ -76,6 +78,11 @@ class Team:
     def magnifies(self) -> bool:
         return all(model.segmenter.backbone.depth for model in self.models)
 
+    def working_bytes(self, grid: Grid, settings: PredictSettings) -> int:
+        """See `Segmenting`."""
+        alone = 0 if self.locator is None else working_bytes([_voter(self.locator, LOCATING)], grid)
+        return max(alone, working_bytes([_voter(model, settings) for model in self.models], grid))
+
     def segment(
         self, volume: Volume, settings: PredictSettings, *, case: str, probabilities: Path | None = None
     ) -> LabelMap:
@@ -90,6 +97,12 @@ class Team:
             within = box_around(found, self.locator.plan.labels.ids[0])
         labels = predict_volume(self.models, volume, settings, case=case, within=within, probabilities=probabilities)
         return self.after.apply(labels, self.plan.labels)
+
+
+def _voter(model: LoadedModel, settings: PredictSettings) -> tuple[Plan, int]:
+    """See `working_bytes`; a GPU holds slabs in its own memory."""
+    channels = held_channels(model.segmenter, model.plan.labels.num_outputs, settings)
+    return model.plan, channels if model.device.type == "cpu" else 0
 
 
 def box_around(found: LabelMap, background: int) -> Sequence[slice] | None:

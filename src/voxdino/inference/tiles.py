@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 Box = tuple[slice, ...]
+Seen = tuple[Box, Any, Any]  # rows and columns, values (d, C, h, w) there, and the share (h, w) they have in the blend
 
 OVERLAP = 0.25  # half takes nearly twice the time and won nothing measurable (docs/results/overlap.md)
 
@@ -63,23 +64,48 @@ def blend(
     return out
 
 
-def blend_slabs(slabs: Iterable[tuple[int, Any]], weight: Sequence[float]) -> Iterator[tuple[int, Any]]:
-    """Overlapping slabs in their order, as (first slice, (d, K, H, W)), blended along d by `weight`.
+def shares(
+    boxes: Sequence[Box], weight: Float[Any, "*tile"], total: Float[Any, "*shape"]
+) -> Iterator[Float[Any, "*tile"]]:
+    """Of each tile in turn, how much of the blend it makes at each of its places: over all tiles they come to 1.
 
-    Comes out slice by slice, as (position, (1, K, H, W)), each once no later slab reaches it.
+    total: zeros in the shape that the boxes cover; gets the sum of the weights.
     """
-    held: dict[int, tuple[Any, float]] = {}  # slice -> weighted sum, and the sum of the weights
-    for first, slab in slabs:
-        yield from _given_out(held, [position for position in held if position < first])
-        for offset, logits in enumerate(slab):
-            total, weights = held.get(first + offset, (logits * 0, 0.0))
-            total += logits * weight[offset]
-            held[first + offset] = total, weights + weight[offset]
-    yield from _given_out(held, list(held))
+    for box in boxes:
+        total[box] += weight
+    for box in boxes:
+        yield weight / total[box]
 
 
-def _given_out(held: dict[int, tuple[Any, float]], positions: list[int]) -> Iterator[tuple[int, Any]]:
-    for position in positions:
-        total, weights = held.pop(position)
-        total /= weights
-        yield position, total[None]
+def blend_slabs(
+    slabs: Iterable[tuple[int, Iterable[Seen]]], weight: Sequence[float], held: Float[Any, "d C1 H W"]
+) -> Iterator[tuple[int, Float[Any, "C1 H W"]]]:
+    """Overlapping slabs in their order, as (first slice, tiles), blended along the slices by `weight`.
+
+    held: zeros for the slices of one slab, which is all that is ever held: every tile is added as it comes, and a slice
+    is given out, as (position, values), once no later slab reaches it. Its last channel is the share of the voxel that
+    was seen at all: 1 where the tiles of every slab cover it. What is given out is overwritten afterwards.
+    """
+    depth, begun = len(weight), 0
+    totals = [0.0] * depth
+
+    def given_out(positions: range) -> Iterator[tuple[int, Any]]:
+        for position in positions:
+            place = held[position % depth]
+            place /= totals[position % depth]
+            yield position, place
+            place[:] = 0
+            totals[position % depth] = 0.0
+
+    for first, tiles in slabs:
+        yield from given_out(range(begun, first))
+        begun = first
+        for offset in range(depth):
+            totals[(first + offset) % depth] += weight[offset]
+        for (rows, columns), tile, share in tiles:
+            for offset, values in enumerate(tile):
+                counts = share * weight[offset]
+                place = held[(first + offset) % depth, :, rows, columns]
+                place[:-1] += values * counts  # bfloat16 becomes float32 here
+                place[-1] += counts
+    yield from given_out(range(begun, begun + depth))

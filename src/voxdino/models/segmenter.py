@@ -127,6 +127,11 @@ class Segmenter(nn.Module):
         return rows, columns
 
     @property
+    def classifier(self) -> nn.Module:
+        """The last layer: features of voxels to logits. Only linear interpolation comes after it."""
+        return self.decoder.to_logits if self.refine is None else self.refine.to_logits
+
+    @property
     def reads_image(self) -> bool:
         """The decoding half needs the voxels beside the features."""
         return self.detail is not None or self.decoder.reads_image

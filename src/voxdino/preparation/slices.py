@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxdino.core.errors import VoxdinoError
+from voxdino.core.geometry import Grid
 from voxdino.core.resample import resize_linear
 from voxdino.core.volume import Volume
 from voxdino.preparation.intensity import ChannelScaling, scale_case
@@ -57,24 +58,30 @@ def slice_case(case_id: str, volume: Volume, plan: Plan) -> tuple[CaseSlices, Ca
     Errors: PlanError for a picture under a plan for volumes (or the reverse), ImageError for missing channels.
     """
     try:
-        geometry = slice_geometry(volume.grid, plan.slice_axis)
+        geometry = planned_geometry(volume.grid, plan)
         array = smallest_lossless(volume.array)
         scaling = scale_case(array, plan.channels)
     except VoxdinoError as error:
         error.where = error.where or (case_id if volume.source is None else str(volume.source))
         raise
+    rows, columns = geometry.prepared_shape[1:]
+    return CaseSlices(to_slices(array, geometry), (rows, columns), scaling), geometry
+
+
+def planned_geometry(grid: Grid, plan: Plan) -> CaseGeometry:
+    """Where the slices of a grid lie, at the plan's in-plane spacing. Errors: PlanError, as `slice_geometry`."""
+    geometry = slice_geometry(grid, plan.slice_axis)
     size = _planned_size(geometry, plan)
-    slices = CaseSlices(to_slices(array, geometry), size, scaling)
-    if size != geometry.prepared_shape[1:]:
-        depth, rows, columns = geometry.prepared_shape
-        spacing = geometry.prepared_spacing
-        geometry = geometry.model_copy(
-            update={
-                "prepared_shape": (depth, *size),
-                "prepared_spacing": (spacing[0], spacing[1] * rows / size[0], spacing[2] * columns / size[1]),
-            }
-        )
-    return slices, geometry
+    depth, rows, columns = geometry.prepared_shape
+    if size == (rows, columns):
+        return geometry
+    spacing = geometry.prepared_spacing
+    return geometry.model_copy(
+        update={
+            "prepared_shape": (depth, *size),
+            "prepared_spacing": (spacing[0], spacing[1] * rows / size[0], spacing[2] * columns / size[1]),
+        }
+    )
 
 
 def _planned_size(geometry: CaseGeometry, plan: Plan) -> tuple[int, int]:
