@@ -1,6 +1,7 @@
 """Predicting DICOM scans: on their own grid, kept when nothing changed, without a trace of the patient."""
 
 import gzip
+import os
 
 import dicom_files as made
 import numpy as np
@@ -10,6 +11,7 @@ from conftest import LABELS
 
 from voxdino.core.errors import ImageError, PartialError
 from voxdino.core.io import read_grid, read_label_map
+from voxdino.core.io.dicom.series import look_into
 from voxdino.core.io.options import ReadOptions
 from voxdino.inference.cases import find_cases
 from voxdino.inference.outputs import OutputSettings
@@ -63,6 +65,52 @@ def test_images_without_the_uids_that_output_refers_to_are_refused_before_the_wo
         predict_cases(cases, model, tmp_path / "out")
     predict_cases(cases, model, tmp_path / "out", output=OutputSettings(format="nifti"), overwrite=True)
     assert (tmp_path / "out" / "one.nii.gz").is_file()
+
+
+@pytest.fixture
+def headers_read(monkeypatch):
+    """Names of the files whose headers are read."""
+    names, read = [], pydicom.filereader.read_partial  # what every dcmread comes to
+
+    def counting(file, *args, **kwargs):
+        names.append(file._where.name)
+        return read(file, *args, **kwargs)
+
+    monkeypatch.setattr(pydicom.filereader, "read_partial", counting)
+    return names
+
+
+def grown_old(folder):
+    """As files are that were not written this moment."""
+    for file in folder.iterdir():
+        os.utime(file, (1e9, 1e9))
+    return folder
+
+
+@pytest.mark.parametrize("form, times", [("nifti", 1), ("dicom-seg", 2), ("rtstruct", 2)])
+def test_headers_are_read_once_and_once_more_where_output_quotes_them(model, tmp_path, headers_read, form, times):
+    folder = grown_old(made.write(tmp_path / "one", made.series(made.numbered((9, 11, 6)))))
+    predict_cases(find_cases([folder]), model, tmp_path / "out", output=OutputSettings(format=form))
+    assert sorted(headers_read) == sorted(file.name for file in folder.iterdir() for _ in range(times))
+
+
+def test_headers_that_change_are_read_again(tmp_path):
+    folder = grown_old(made.write(tmp_path / "one", made.series(made.numbered((9, 11, 6)))))
+    grid, _ = read_grid(folder)
+    thicker = made.AFFINE @ np.diag([1, 1, 2, 1])
+    made.write(folder, made.series(made.numbered((9, 11, 6)), thicker))
+    assert read_grid(folder)[0].spacing[2] == pytest.approx(2 * grid.spacing[2])  # just written
+    grown_old(folder)  # of the same names, sizes, and times
+    assert read_grid(folder)[0].spacing[2] == pytest.approx(2 * grid.spacing[2])
+    (folder / "005.dcm").unlink()
+    assert read_grid(folder)[0].shape[2] == 5
+
+
+def test_what_is_remembered_of_headers_holds_nothing_of_the_patient(tmp_path):
+    folder = grown_old(made.write(tmp_path / "one", made.series(made.numbered((9, 11, 6)))))
+    remembered = str([vars(one) for one in look_into(folder).instances])
+    assert look_into(folder) is look_into(folder)
+    assert [seed for seed in made.SEEDS if seed in remembered] == [made.SERIES_UID]  # which tells series apart
 
 
 def test_a_change_of_any_slice_is_noticed(model, tmp_path):

@@ -77,8 +77,12 @@ def require_reference(headers: Sequence[Dataset]) -> None:
     for header in headers:
         missing = [name for name in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID") if not header.get(name)]
         if missing:
-            fact = f"the images have no {missing[0]}, by which a DICOM object would refer to them."
-            raise ImageError(fact, fix="write --format nifti.")
+            raise no_reference(missing[0])
+
+
+def no_reference(missing: str) -> ImageError:
+    fact = f"the images have no {missing}, by which a DICOM object would refer to them."
+    return ImageError(fact, fix="write --format nifti.")
 
 
 def to_frames(labels: LabelMap, headers: Sequence[Dataset]) -> Frames:

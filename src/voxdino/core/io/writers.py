@@ -131,9 +131,13 @@ def require_writable(name: str, image: str | PathLike[str], grid: Grid | None) -
 def require_referable(name: str, origin: Origin) -> None:
     """Check, before any work, that a DICOM format finds the UIDs that it refers to. Errors: ImageError."""
     if look_up_writer(name).needs_dicom:
-        from voxdino.core.io.dicom_target import require_reference
+        from voxdino.core.io.dicom import missing_reference
+        from voxdino.core.io.dicom_target import no_reference
 
-        require_reference(_headers(origin))
+        assert origin.image is not None, "require_writable lets no DICOM format through without an image"
+        missing = missing_reference(origin.image, origin.series)
+        if missing:
+            raise no_reference(missing)
 
 
 def write_labels(name: str, path: str | PathLike[str], labels: LabelMap, origin: Origin | None = None) -> None:

@@ -61,6 +61,7 @@ class Instance:
     series_uid: str
     sop_uid: str
     sop_class: str
+    has_study: bool
     series_number: int | None
     modality: str
     is_localizer: bool
@@ -197,6 +198,7 @@ def read_instance(place: Place, header: Dataset, offset: int) -> Instance:
         series_uid=str(header.get("SeriesInstanceUID", "")),
         sop_uid=str(header.get("SOPInstanceUID", "")),
         sop_class=str(header.get("SOPClassUID", "")),
+        has_study=bool(header.get("StudyInstanceUID")),
         series_number=_whole(header.get("SeriesNumber")),
         modality="".join(letter for letter in str(header.get("Modality", ""))[:16] if letter.isalnum()),
         is_localizer="LOCALIZER" in (str(word).upper() for word in header.get("ImageType") or ()),

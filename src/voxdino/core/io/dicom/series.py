@@ -1,8 +1,9 @@
 """Which series a folder, an archive or a file holds, and which one is meant."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 from voxdino.core.errors import ImageError, SafetyError, VoxdinoError
@@ -13,6 +14,8 @@ from voxdino.core.io.dicom.places import DICOMDIR, MAGIC, MAGIC_AT, Place, find_
 from voxdino.core.io.dicom.stack import Stack, stack_frames
 
 _MOST_LISTED = 20
+_MOST_REMEMBERED = 32  # paths; of a scan of 500 files, a megabyte
+_STEADY_NS = 2_000_000_000  # a file younger than that may change again under the same time
 
 
 @dataclass(frozen=True, repr=False)
@@ -63,16 +66,30 @@ class Contents:
 
 
 def look_into(path: Path, *, is_deep: bool = True) -> Contents:
-    """Read the headers of all files; is_deep: also of those in folders below.
+    """What the headers of all files say; is_deep: also of those in folders below.
 
+    They are read once for as long as names, sizes and times of all files stay as they were.
     Errors: ImageError for a damaged DICOM file; SafetyError.
     """
-    places = find_places(path, is_deep=is_deep)
+    places = tuple(find_places(path, is_deep=is_deep))
+    found = [file.stat() for file in dict.fromkeys(place.path for place in places)]
+    if time.time_ns() - max((file.st_mtime_ns for file in found), default=0) < _STEADY_NS:
+        return _read_headers(path, places)
+    stamps = tuple((file.st_size, file.st_mtime_ns, file.st_ctime_ns, file.st_ino) for file in found)
+    return _remembered(path, places, stamps)
+
+
+@lru_cache(maxsize=_MOST_REMEMBERED)
+def _remembered(path: Path, places: tuple[Place, ...], stamps: tuple[tuple[int, ...], ...]) -> Contents:
+    return _read_headers(path, places)
+
+
+def _read_headers(path: Path, places: tuple[Place, ...]) -> Contents:
     index = [place for place in places if place.where.name.upper() == DICOMDIR]
     for place in index:
         _require_harmless(place)
     candidates = [place for place in places if place not in index and _is_candidate(place)]
-    if not candidates and places == [Place(path)]:
+    if not candidates and places == (Place(path),):
         raise ImageError("is no DICOM file.", where=path, fix="give it the suffix of what it is.")
     found = [header for header in map_files(read_header, candidates) if header is not None]
     images = tuple(header for header in found if isinstance(header, Instance))
