@@ -2,6 +2,8 @@
 
 import io
 import struct
+import subprocess
+import sys
 import zipfile
 import zlib
 
@@ -213,6 +215,33 @@ def test_b19_an_element_longer_than_any_file_is_refused(tmp_path):
     refusal(one(tmp_path, data[:at] + lie + data[at:]), EXIT_SAFETY, "declares an element of 4.0 GiB")
 
 
+def test_b19_bombs_and_lies_are_refused_in_200_mb(tmp_path):
+    whole = made.encode(made.patient(syntax=DeflatedExplicitVRLittleEndian))
+    meta = pydicom.filereader.read_file_meta_info(one(tmp_path, whole))
+    packer = zlib.compressobj(9, wbits=-zlib.MAX_WBITS)
+    mebibyte = packer.compress(b"\0" * (1 << 20)) + packer.flush(zlib.Z_FULL_FLUSH)  # stands for itself
+    bomb = one(tmp_path, whole[: 144 + meta.FileMetaInformationGroupLength] + 2200 * mebibyte, "bomb.dcm")
+    plain = made.encode(made.series()[0])
+    at = plain.index(struct.pack("<HH", 0x0020, 0x000D))
+    lie = struct.pack("<HH2sHL", 0x0019, 0x1001, b"OB", 0, 0xFFFFFFF0)
+    code = """
+import resource, sys
+from voxdino.core.errors import SafetyError
+from voxdino.core.io import dicom, read_volume
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+before = peak()
+for path in sys.argv[1:]:
+    try:
+        read_volume(path)
+    except SafetyError:
+        print(peak() - before)
+"""
+    command = [sys.executable, "-c", code, bomb, one(tmp_path, plain[:at] + lie + plain[at:], "lie.dcm")]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert len(told) == 2
+    assert max(map(int, told)) < 200  # MB; libraries loaded meanwhile are counted too
+
+
 def directory(*parts):
     dataset = made.patient(sop_class=MediaStorageDirectoryStorage)
     record = Dataset()
@@ -315,3 +344,31 @@ def test_random_damage_ends_in_our_own_errors(tmp_path):
             read_volume(path, max_bytes=1 << 28)
         except VoxdinoError as error:
             assert error.exit_code in (EXIT_INPUT, EXIT_SAFETY)
+
+
+@pytest.mark.parametrize(
+    "shape, dtype, words",
+    [
+        ((5, 6), "<i2", "decodes to 5 x 6, not to the size"),  # rows and columns exchanged
+        ((6, 5, 3), "<i2", "decodes to 6 x 5 x 3, not to the size"),
+        ((6, 5), "<u2", "decodes to uint16, not to the values"),
+        ((6, 5), "<i4", "decodes to int32, not to the values"),
+        ((60, 5000), "<i4", "larger than declared"),
+        (None, "<i2", "its decoder ended early"),
+    ],
+)
+def test_b24_a_decoder_that_ends_well_with_a_wrong_image_is_caught(tmp_path, monkeypatch, shape, dtype, words):
+    answer = f"""#!{sys.executable}
+import json, math, sys
+question = json.loads(sys.stdin.buffer.readline())
+sys.stdin.buffer.read(question["bytes"])
+shape, dtype = {shape}, {dtype!r}
+if shape is not None:
+    sys.stdout.buffer.write(json.dumps({{"shape": shape, "dtype": dtype}}).encode() + b"\\n")
+    sys.stdout.buffer.write(bytes(math.prod(shape) * int(dtype[-1])))
+"""
+    decoder = one(tmp_path, answer.encode(), "decoder")
+    decoder.chmod(0o700)
+    monkeypatch.setattr(pixels.sys, "executable", str(decoder))
+    dataset = made.with_fragments(made.series()[0], RLELossless, [b"\0" * 64])
+    refusal(one(tmp_path, dataset), EXIT_INPUT, words)

@@ -55,7 +55,7 @@ def read_frames(wanted: Sequence[Frames], take: Callable[[int, Instance, NDArray
 
         def read(frames: Frames) -> None:
             for target, values in zip(frames.targets, _stored(frames, decoders), strict=True):
-                _require_shape(values, frames.instance)
+                _require_declared(values, frames.instance)
                 take(target, frames.instance, values)
 
         map_files(read, wanted)
@@ -106,10 +106,21 @@ def _require_decoder(syntax: str, instance: Instance) -> None:
         raise ResourceError(fact, where=instance.place.where, fix=fix)
 
 
-def _require_shape(values: NDArray[Any], instance: Instance) -> None:
-    if values.shape[:2] != (instance.rows, instance.columns) or values.ndim not in (2, 3):
+def _require_declared(values: NDArray[Any], instance: Instance) -> None:
+    """A decoder may end well and give a wrong image: ImageError where it is not what the header describes."""
+    is_colour = instance.samples == 3 or instance.photometric == "PALETTE COLOR"
+    if values.shape != (instance.rows, instance.columns) + (3,) * is_colour:
         fact = f"its pixel data decodes to {' x '.join(map(str, values.shape))}, not to the size that it declares."
         raise ImageError(fact, where=instance.place.where, fix=_AGAIN)
+    is_kind = values.dtype.kind == _kind_of(instance)
+    if not is_colour and not (is_kind and 8 * values.dtype.itemsize <= max(8, instance.bits_allocated)):
+        fact = f"its pixel data decodes to {values.dtype}, not to the values that it declares."
+        raise ImageError(fact, where=instance.place.where, fix=_AGAIN)
+
+
+def _kind_of(instance: Instance) -> str:
+    """NumPy's letter for the declared values of grey images."""
+    return "f" if instance.is_float else "i" if instance.is_signed else "u"
 
 
 def _stored(frames: Frames, decoders: "queue.SimpleQueue[_Child]") -> Iterator[NDArray[Any]]:
@@ -129,7 +140,6 @@ def _stored(frames: Frames, decoders: "queue.SimpleQueue[_Child]") -> Iterator[N
 def _plain(frames: Frames) -> Iterator[NDArray[Any]]:
     """Uncompressed grey values (rows, columns), bits beyond those stored cleared."""
     instance = frames.instance
-    kind = "f" if instance.is_float else "i" if instance.is_signed else "u"
     num_bits = instance.rows * instance.columns * instance.bits_allocated
     with open_file(instance.place) as file:
         file.seek(instance.pixel_offset)
@@ -149,7 +159,7 @@ def _plain(frames: Frames) -> Iterator[NDArray[Any]]:
                 continue
             if instance.bits_allocated == 8 and not instance.is_little:
                 data = _swapped(file, begin, first, last)
-            dtype = np.dtype(f"{'<' if instance.is_little else '>'}{kind}{instance.bits_allocated // 8}")
+            dtype = np.dtype(f"{'<' if instance.is_little else '>'}{_kind_of(instance)}{instance.bits_allocated // 8}")
             values = np.frombuffer(data, dtype).reshape(instance.rows, instance.columns)
             unused = instance.bits_allocated - instance.bits_stored
             values = values.astype(dtype.newbyteorder("="), copy=bool(unused))
