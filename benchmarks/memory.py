@@ -4,8 +4,9 @@ python benchmarks/memory.py --work FOLDER [--size 512] [--slices 2000] [--classe
        [--peer-env FOLDER] [--usable 0.85] [--save docs/results/memory.md]
 
 A small network (a narrow ViT with a linear decoder, or the 3-D one for slabs; a single convolution for the peers), on
-the CPU, from file to file, each in a process of its own. Peers get the volume halved along its slices until they manage it in --usable of the
-machine's free memory; their rows are without reading, resampling and writing, which only lowers them.
+the CPU, from file to file, each in a process of its own. Peers get the volume halved along its slices until they manage
+it in --usable of the machine's free memory; their rows are without reading, resampling and writing, which only lowers
+them.
 """
 
 import argparse

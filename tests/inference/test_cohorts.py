@@ -84,7 +84,7 @@ def test_workers_that_memory_does_not_hold_together_are_refused_before_they_star
 def test_workers_have_ended_when_the_folder_is_free_again(images, run_folder, tmp_path):
     free, out = [], tmp_path / "out"
 
-    def spread(items, how, folder):
+    def spread(items, how, folder, model):
         try:
             yield items[0][0], ImageError("bad")
         finally:
@@ -97,7 +97,7 @@ def test_workers_have_ended_when_the_folder_is_free_again(images, run_folder, tm
     assert free == [out] and caught.value.fact == "bad"
 
 
-def test_workers_get_paths_that_hold_in_any_working_folder(images, tmp_path, monkeypatch):
+def test_workers_get_paths_that_hold_in_any_working_folder(images, model, tmp_path, monkeypatch):
     sent = []
 
     def over_cases(cohort, task, items, names):
@@ -108,7 +108,7 @@ def test_workers_get_paths_that_hold_in_any_working_folder(images, tmp_path, mon
     monkeypatch.chdir(tmp_path)
     [case, *_] = find_cases([images.relative_to(tmp_path)])
     how = PredictRecord(model="", model_digest="", licence="", settings=USUAL, read_options=ReadOptions())
-    [(ended, _)] = Spread(Cohort(LocalCrew(1)), Models(()))([(case, None)], how, tmp_path)
+    [(ended, _)] = Spread(Cohort(LocalCrew(1)), Models(()))([(case, None)], how, tmp_path, model)
     assert ended is case and not case.images[0].is_absolute()
     assert sent[0][0].images == (images / "c0.nii.gz",)
 

@@ -29,6 +29,7 @@ from voxdino.inference.onnx_model import load_export
 from voxdino.inference.postprocess import FILE_NAME, Postprocessing, Rule
 from voxdino.inference.predictor import predict_volume
 from voxdino.inference.settings import PredictSettings
+from voxdino.models.backbones.no_backbone import NoBackbone, NoBackboneConfig
 from voxdino.preparation import orientation
 from voxdino.preparation.intensity import normalise
 
@@ -106,11 +107,15 @@ def exported(tmp_path_factory):
     plan = make_plan(context_slices=1, input_builder="neighbours", tile=(8, 12), in_plane_spacing=(0.5, 0.5))
     save_model(folder / "run", make_segmenter(plan), plan, make_card())
     Postprocessing(rules={"liver": Rule(largest=True)}).write(folder / "run" / FILE_NAME)
+    export(folder)
+    return folder
+
+
+def export(folder):
     command = [sys.executable, "-m", "voxdino", "export", str(folder / "run"), "--out", str(folder / "onnx")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "its probe gives torch's logits" in done.stdout
-    return folder
 
 
 @pytest.mark.slow
@@ -122,6 +127,29 @@ def test_onnx_runtime_makes_the_label_map_of_torch(exported):
         assert (found.array == expected.array).mean() >= 0.9999
         assert found.grid.same_as(expected.grid)
         assert len(np.unique(expected.array)) > 1
+
+
+SEES_SLABS = {
+    "frozen_conv3d": {"decoder": "conv3d", "decoder_width": 8},
+    "unet_3d": {"decoder": "unet_3d", "backbone": "none", "decoder_settings": {"plan_size": (4, 8, 8)}},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("recipe", SEES_SLABS)
+def test_models_that_see_slabs_are_exported_for_any_number_of_slices(tmp_path, recipe):
+    plan, encoder = make_plan(slab=4, tile=(8, 12)), NoBackbone(NoBackboneConfig())
+    card = make_card(config=encoder.config) if recipe == "unet_3d" else make_card()
+    segmenter = make_segmenter(plan, encoder if recipe == "unet_3d" else None, slab=4, **SEES_SLABS[recipe])
+    save_model(tmp_path / "run", segmenter, plan, card)
+    export(tmp_path)
+    torchs, ours = (load_segmenting([tmp_path / name], device="cpu") for name in ("run", "onnx"))
+    for shape in ((17, 21, 11), (9, 11, 5), (13, 9, 1)):  # overlapping slabs, one that is longer than usual, one slice
+        volume = make_volume(shape)
+        expected, found = (model.segment(volume, USUAL, case="c").array for model in (torchs, ours))
+        assert (found == expected).mean() >= 0.9999
+        assert len(np.unique(expected)) > 1
 
 
 @pytest.mark.slow

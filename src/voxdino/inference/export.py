@@ -34,6 +34,7 @@ def export_labels(
             indices[first + offset] = class_indices(scores, (rows, columns), labels)
         _require_finite(earlier)  # of the slab before, so that a GPU need not wait
         earlier = first, is_finite
+        del logits, scores  # before the next ones are made
     _require_finite(earlier)
     assert indices is not None, "a volume has slices"
     restored = restore_labels(indices.cpu().numpy(), geometry)

@@ -55,10 +55,10 @@ class Frame:
             self._classifier = classifier_matrix(model.segmenter)
             self._segmenter = without_classifier(self._segmenter)
 
-    def logits(self, ranges: Sequence[Ends]) -> Iterator[Float[Tensor, "d K H W"]]:
-        """Of ranges of slices, in turn."""
+    def logits(self, ranges: Sequence[Ends]) -> Iterator[tuple[int, Float[Tensor, "d K H W"]]]:
+        """Of ranges of slices, in turn, as (first slice, logits)."""
         for part, raw in self._parts(ranges):
-            yield self._logits(part, raw)
+            yield part.first, self._logits(part, raw)
 
     def blended(self, ranges: Sequence[Ends]) -> Iterator[tuple[int, Float[Tensor, "1 K H W"]]]:
         """Of every slice, as (position, logits), from slabs that overlap.
@@ -72,12 +72,15 @@ class Frame:
         held = torch.zeros(depth, channels, *self.size, device=self.model.device)
         seen = ((part.first, self._seen(part, raw)) for part, raw in self._parts(ranges))
         for position, values in blend_slabs(seen, slab_weight(ranges), held):
-            if self._classifier is None:
-                logits = values[:-1].clone()
-            else:
-                logits = torch.einsum("kc,chw->khw", self._classifier, values)
-            logits += self._nothing[0] * (1 - values[-1])
-            yield position, logits[None]
+            yield position, self._classified(values)
+
+    def _classified(self, values: Float[Tensor, "C1 H W"]) -> Float[Tensor, "1 K H W"]:
+        """Logits of a slice, from what `blend_slabs` gives; what was not seen is background."""
+        if self._classifier is None:
+            logits = values[None, :-1].clone()
+        else:
+            logits = torch.einsum("kc,chw->khw", self._classifier, values)[None]
+        return logits.addcmul_(self._nothing, 1 - values[-1])
 
     def _parts(self, ranges: Sequence[Ends]) -> Iterator[tuple[Part, Shaped[Tensor, "C n h w"] | None]]:
         """In turn; the next one is read while this one is computed."""
@@ -127,7 +130,7 @@ class Frame:
             weight = torch.ones(size, device=slab.device)
         for (box, values), share in zip(tiles, shares(boxes, weight, slab.new_zeros(size)), strict=True):
             there, here = in_plane(part, places, box)
-            yield there, values[(Ellipsis, *here)], share[here]
+            yield there, values[..., here[0], here[1]], share[here]
 
     def _tile_by_tile(
         self, slab: Float[Tensor, "C Dk H W"], boxes: Sequence[Box]

@@ -55,9 +55,7 @@ def needed_bytes(case: Case, model: Segmenting, settings: PredictSettings) -> tu
     return num_voxels * (READ_BYTES * num_channels + LABEL_BYTES) + working, f"{format_shape(grid.shape)} voxels"
 
 
-def require_memory_for(
-    cases: Sequence[Case], model: Segmenting, settings: PredictSettings, *, at_once: int = 1
-) -> str:
+def require_memory_for(cases: Sequence[Case], model: Segmenting, settings: PredictSettings, *, at_once: int = 1) -> str:
     """What the largest case needs (the largest, where several are in work at once) and what is free, in words.
 
     Errors: ResourceError where that is too little.

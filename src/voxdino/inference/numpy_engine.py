@@ -94,7 +94,7 @@ class _Tiler:
         boxes = tile_boxes(size, self._plan.tile, self._settings.overlap)
         for box, share in zip(boxes, shares(boxes, self._weight, np.zeros(size, np.float32)), strict=True):
             there, here = in_plane(part, places, box)
-            yield there, self._seen(slab, box)[(Ellipsis, *here)], share[here]
+            yield there, self._seen(slab, box)[..., here[0], here[1]], share[here]
 
     def _tiled(self, slab: Float[np.ndarray, "C Dk H W"]) -> Float[np.ndarray, "d K H W"]:
         rows, columns = slab.shape[2:]

@@ -109,11 +109,7 @@ def predict_slabs(
         plan, slices.shape[1], overlap=settings.overlap, slice_bytes=num_bytes, logit_bytes=logit_bytes
     )
     frame = Frame(model, slices, gate, settings)
-    if plan.slab > 1:
-        yield from frame.blended(ranges)
-        return
-    for (first, _), logits in zip(ranges, frame.logits(ranges), strict=True):
-        yield first, logits
+    yield from frame.blended(ranges) if plan.slab > 1 else frame.logits(ranges)
 
 
 @torch.inference_mode()
