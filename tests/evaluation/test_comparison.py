@@ -114,3 +114,13 @@ def test_a_difference_of_the_smallest_detectable_size_is_found_in_four_of_five_s
     found = [stats.ttest_1samp(rng.normal(size, 1, 25), 0).pvalue < 0.05 for _ in range(500)]
     assert 0.74 <= np.mean(found) <= 0.86
     assert smallest_detectable_difference([0.1, nan]) is None
+
+
+def test_what_a_sample_could_show_does_not_grow_with_the_slices_of_its_patients():
+    patients = np.random.default_rng(1).normal(0, 1, 20)
+    slices = np.repeat(patients, 30).tolist()
+    groups = np.repeat(np.arange(20), 30).tolist()
+    alone = smallest_detectable_difference(patients.tolist())
+    assert smallest_detectable_difference(slices, groups=groups) == pytest.approx(alone)
+    assert smallest_detectable_difference(slices) < alone / 5
+    assert smallest_detectable_difference([0.1, nan, 0.3], groups=["p", "q", "p"]) is None

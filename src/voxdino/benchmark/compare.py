@@ -75,7 +75,7 @@ def _compared(first: CellResult, second: CellResult, metric: str) -> Comparison:
         mean = mean_interval((a - b).tolist(), groups=first.groups)
         difference = Interval(mean=mean.mean, low=mean.low, high=mean.high, num_undefined=mean.num_undefined)
         p = paired_test(a.tolist(), b.tolist(), groups=first.groups)
-        detectable = smallest_detectable_difference((a - b).tolist())
+        detectable = smallest_detectable_difference((a - b).tolist(), groups=first.groups)
     else:
         difference, p = _cohort_difference(first, second, metric)
         detectable = None

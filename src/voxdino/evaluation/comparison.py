@@ -44,14 +44,7 @@ def paired_test(
     if first.shape != second.shape:
         fact = f"{len(first)} scores against {len(second)}: paired tests need the same cases."
         raise InputError(fact, fix="score both methods on the same cases.")
-    differences = first - second
-    is_defined = ~np.isnan(differences)
-    if groups is not None:
-        kept = [group for group, is_kept in zip(groups, is_defined, strict=True) if is_kept]
-        sums, sizes = sum_groups(differences[is_defined], kept)
-        differences = sums / sizes
-    else:
-        differences = differences[is_defined]
+    differences = _by_group(first - second, groups)
     if not differences.any():
         return 1.0
     return _wilcoxon(differences) if method == "wilcoxon" else _permutation(differences)
@@ -111,20 +104,35 @@ def critical_difference(num_methods: int, num_tasks: int, *, level: float = 0.05
 
 
 def smallest_detectable_difference(
-    differences: Sequence[float], *, level: float = 0.05, power: float = 0.8
+    differences: Sequence[float],
+    *,
+    groups: Sequence[Hashable] | None = None,
+    level: float = 0.05,
+    power: float = 0.8,
 ) -> float | None:
     """The mean difference that a sample of this size and spread shows at `level` with probability `power`.
 
     By the paired t-test, so for means that are near normal. A difference that was not found may still be as large as
     this. In the unit of the differences, NaN left out; None for fewer than two.
+
+    groups: the patient of each difference; those of a patient count as one, their mean, as in `paired_test`.
     """
-    defined = np.asarray(differences, np.float64)
-    defined = defined[~np.isnan(defined)]
+    defined = _by_group(np.asarray(differences, np.float64), groups)
     if len(defined) < 2:
         return None
     dof = len(defined) - 1
     steps = t_quantile(1 - level / 2, dof) + t_quantile(power, dof)
     return float(steps * defined.std(ddof=1) / sqrt(len(defined)))
+
+
+def _by_group(differences: Float[np.ndarray, " N"], groups: Sequence[Hashable] | None) -> Float[np.ndarray, " G"]:
+    """The defined differences, or the mean of those of each group."""
+    is_defined = ~np.isnan(differences)
+    if groups is None:
+        return differences[is_defined]
+    kept = [group for group, is_kept in zip(groups, is_defined, strict=True) if is_kept]
+    sums, sizes = sum_groups(differences[is_defined], kept)
+    return sums / sizes
 
 
 def _wilcoxon(differences: Float[np.ndarray, "N"]) -> float:
