@@ -80,7 +80,8 @@ def test_intervals_are_over_patients_where_they_are_named(tmp_path, few_draws):
     together = cohort_intervals(labels, shares, ["accuracy"], groups=patients)["accuracy"]
     assert together.high - together.low > 1.5 * (alone.high - alone.low)
     write_table(tmp_path, shares_of(LABELS))
-    assert evaluate_classes(tmp_path, labelled(tmp_path, groups=True), metrics=["auroc"]).num_patients == 10
+    found = evaluate_classes(tmp_path, labelled(tmp_path, groups=True), metrics=["auroc"])
+    assert found.num_patients == 10 and found.groups["case_39"] == "p9"
 
 
 def test_one_patient_has_no_interval():

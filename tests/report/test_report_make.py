@@ -59,7 +59,7 @@ def dataset(tmp_path):
 LABELS = LabelSet(names=("background", "liver", "<i>lesion</i>"), ids=(0, 1, 2))
 
 
-def write_scores(folder, seed, worse, missing=None):
+def write_scores(folder, seed, worse, missing=None, groups=None):
     """scores.json of ten label maps, `worse` voxels wrong in case 9."""
     files = folder / "files"
     files.mkdir(parents=True)
@@ -71,7 +71,7 @@ def write_scores(folder, seed, worse, missing=None):
         pairs.append((f"case_{number}", *paths))
     if missing is not None:
         pairs[missing][1].write_bytes(b"not an image")
-    evaluate(pairs, LABELS, num_workers=1).write(folder / "scores.json")
+    evaluate(pairs, LABELS, num_workers=1, groups=groups).write(folder / "scores.json")
     return folder
 
 
@@ -137,6 +137,23 @@ def test_several_runs_are_compared_case_by_case(tmp_path):
     assert words[0].startswith("good is better than bad by ") and "cannot be told apart" in words[1]
     ranks = section(page, "Mean ranks over the cases")
     assert dict(zip(ranks.names, ranks.mean_ranks, strict=True))["bad"] == 3.0
+
+
+def test_cases_of_a_patient_are_compared_as_one_and_older_scores_case_by_case(tmp_path):
+    patients = {f"case_{number}": f"p{number // 2}" for number in range(10)}
+    results = [
+        write_scores(tmp_path / n, s, w, groups=patients) for n, s, w in (("a", 1, 0), ("b", 50, 40), ("c", 9, 5))
+    ]
+    page = make_page(results)
+    p, note = section(page, "Paired tests").rows[0][3], section(page, "Paired tests").note
+    assert p == pytest.approx(2 / 2**5) and "over the 5 patients (10 cases) that all results share" in note
+    assert "in each of 5 patients" in section(page, "Mean ranks over the patients").note
+    for folder in results:
+        value = json.loads((folder / "scores.json").read_text())
+        assert value.pop("groups") == patients
+        (folder / "scores.json").write_text(json.dumps(value))
+    older = section(make_page(results), "Paired tests")
+    assert older.rows[0][3] == pytest.approx(2 / 2**10) and "over the 10 cases that all results share" in older.note
 
 
 def test_runs_that_differ_in_their_seed_alone_are_summed_up(tmp_path):

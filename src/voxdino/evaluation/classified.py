@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from pydantic import Field
 
 import voxdino
 from voxdino.core.errors import DatasetError, UsageError
@@ -12,7 +13,7 @@ from voxdino.core.records import Record, nearest
 from voxdino.evaluation.classification import CLASSIFICATION_METRICS, reliability_bins
 from voxdino.evaluation.cohort import cohort_intervals
 from voxdino.evaluation.scores import FailedCase, Share
-from voxdino.evaluation.statistics import warn_of_few
+from voxdino.evaluation.statistics import owners_of, warn_of_few
 from voxdino.preparation.classification import ClassificationSet, LabelledCase, label_texts
 from voxdino.preparation.tables import read_table
 
@@ -57,6 +58,7 @@ class ClassScores(Record):
     """scores.json of a classifier. num_patients: where cases were grouped, how many; the intervals are over them.
 
     failed: cases of the splits that were predicted (test, as a rule) that have no probabilities.
+    groups: case -> patient, of the scored cases that one is named of.
     """
 
     voxdino_version: str
@@ -72,6 +74,7 @@ class ClassScores(Record):
     warnings: tuple[str, ...]
     failed: tuple[FailedCase, ...]
     cases: tuple[ClassifiedCase, ...]
+    groups: dict[str, str] = Field(default={})
 
 
 def is_classified(folder: Path) -> bool:
@@ -99,7 +102,9 @@ def evaluate_classes(
             raise UsageError(f"unknown metric of classification '{name}'.{hint}", fix=f"known: {told}.")
     said = _read(folder / TABLE, known)
     cases, missing = _pair(said, known, folder / TABLE)
-    patients = _patients(cases, groups)
+    whose = groups if groups is not None else {case.id: case.group for case in cases if case.group}
+    named = {case.id: whose[case.id] for case in cases if case.id in whose}
+    patients = owners_of([case.id for case in cases], named) if named else None
     rows = np.array([case.labels for case in cases], dtype=np.int64)
     labels = rows if known.kind == "multi" else rows[:, 0]
     shares = np.array([said[case.id] for case in cases])
@@ -134,6 +139,7 @@ def evaluate_classes(
             )
             for case, answer in zip(cases, answers, strict=True)
         ),
+        groups=named,
     )
 
 
@@ -171,14 +177,6 @@ def _pair(
     if not cases:
         raise DatasetError("holds no case that has a label.", where=table, fix="predict labelled cases.")
     return cases, [case.id for case in labelled if case.id not in said]
-
-
-def _patients(cases: Sequence[LabelledCase], groups: Mapping[str, str] | None) -> tuple[str, ...] | None:
-    """Of each case, itself where nobody names one; None where that is so for all."""
-    named = [case.group if groups is None else groups.get(case.id) for case in cases]
-    if not any(named):
-        return None
-    return tuple(f"case {c.id}" if name is None else f"group {name}" for c, name in zip(cases, named, strict=True))
 
 
 def _answer(shares: tuple[float, ...], known: ClassificationSet) -> str:

@@ -2,6 +2,8 @@
 
 from typing import Literal
 
+from pydantic import Field
+
 from voxdino.core.records import Record
 
 Outcome = Literal["both", "missed", "false alarm", "absent"]
@@ -121,6 +123,7 @@ class Scores(Record):
     tolerance, length_unit: the tolerance of NSD and the unit of all lengths, "mm" ("px" where files state none).
     definitions: metric -> definition id.   rules: metric -> what it does with empty masks.
     lesions: per structure, where a lesion-wise metric was asked for.
+    groups: case -> patient, of the scored cases that one is named of.
     """
 
     voxdino_version: str
@@ -138,6 +141,7 @@ class Scores(Record):
     num_patients: int | None = None
     empty: Literal["undefined", "score"] = "undefined"
     lesions: tuple[LesionSummary, ...] = ()
+    groups: dict[str, str] = Field(default={})
 
     def mean(self, metric: str = "dice", structure: str = "mean") -> float | None:
         """The mean of a metric over the cases: of one structure, or of the structures' average in each case."""

@@ -1,6 +1,6 @@
 """Means over cases with an honest interval: how far another sample of the same size could have moved them."""
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from statistics import NormalDist, fmean, stdev
@@ -72,6 +72,11 @@ def sum_groups(
     places = {group: place for place, group in enumerate(dict.fromkeys(groups))}
     index = [places[group] for group in groups]
     return np.bincount(index, weights=values), np.bincount(index).astype(np.float64)
+
+
+def owners_of(cases: Iterable[str], groups: Mapping[str, str]) -> tuple[str, ...]:
+    """Whose each case is, as intervals and tests take it: its patient's, and where none is named, its own."""
+    return tuple(f"group {groups[case]}" if case in groups else f"case {case}" for case in cases)
 
 
 def warn_of_few(num_cases: int, what: str = "cases") -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from voxdino.evaluation.scores import (
     StructureScores,
     Summary,
 )
-from voxdino.evaluation.statistics import MeanInterval, mean_interval, pooled_interval, warn_of_few
+from voxdino.evaluation.statistics import MeanInterval, mean_interval, owners_of, pooled_interval, warn_of_few
 
 Values = NDArray[np.float64]
 
@@ -65,14 +65,18 @@ def summarise(
         failed=tuple(failed),
         cases=tuple(row for case in scored for row in case.rows),
         lesions=_lesions(scored, names, units["volume"].replace("ml", "mm³"), measures.min_overlap, patients),
+        groups={case: groups[case] for case in _ids(scored) if case in groups} if groups else {},
     )
 
 
 def _patients(scored: Sequence[ScoredCase], groups: Mapping[str, str] | None) -> NDArray[np.int64]:
     """(num_cases,) the number of each case's patient."""
-    ids = [case.rows[0].case for case in scored]
-    keys = [f"group {groups[one]}" if groups and one in groups else f"case {one}" for one in ids]
-    return np.unique(keys, return_inverse=True)[1].astype(np.int64) if keys else np.zeros(0, np.int64)
+    owners = owners_of(_ids(scored), groups or {})
+    return np.unique(owners, return_inverse=True)[1].astype(np.int64) if owners else np.zeros(0, np.int64)
+
+
+def _ids(scored: Sequence[ScoredCase]) -> list[str]:
+    return [case.rows[0].case for case in scored]
 
 
 def _summary(

@@ -1,6 +1,6 @@
 """Several results side by side: who is better, by how much, and whether this sample could have shown it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Literal
 
@@ -9,7 +9,7 @@ import numpy as np
 from voxdino.core.safe_files import digest_json
 from voxdino.evaluation.comparison import holm, paired_test, rank_table, smallest_detectable_difference
 from voxdino.evaluation.scores import Scores
-from voxdino.evaluation.statistics import mean_interval, seeds_summary
+from voxdino.evaluation.statistics import mean_interval, owners_of, seeds_summary, sum_groups
 from voxdino.report.page import (
     Cell,
     Column,
@@ -50,7 +50,8 @@ def comparison_sections(results: Sequence[Result]) -> tuple[Section, ...]:
         values = _shared({name: values_by_case(scores, metric) for name, scores in scored})
         sections += [_leaderboard(scored), _forest(scored, metric), _structures(scored, metric)]
         if len(values) > 1 and all(values.values()):
-            sections += _tests(values, metric)
+            groups = {case: group for _, scores in scored for case, group in scores.groups.items()}
+            sections += _tests(values, groups, metric)
     seeds = _seeds(results, metric) if metric is not None else None
     curves = tuple(curve for r in results if (curve := validation_curve(r.log, r.name)).points)
     if seeds is not None:
@@ -84,8 +85,9 @@ def _leaderboard(scored: Sequence[tuple[str, Scores]]) -> TableSection:
         title="Leaderboard",
         columns=(Column(title="result"), Column(title="cases"), *columns, Column(title="not scored")),
         rows=tuple(rows),
-        note="Mean over cases of the structures' average, with its 95 % interval. Intervals of two results may overlap "
-        "and the results still differ: the paired tests below compare case by case.",
+        note="Mean over cases of the structures' average, with its 95 % interval (over patients where they are known). "
+        "Intervals of two results may overlap and the results still differ: the paired tests below compare case by "
+        "case.",
     )
 
 
@@ -111,22 +113,24 @@ def _structures(scored: Sequence[tuple[str, Scores]], metric: str) -> TableSecti
     return TableSection(title=f"{metric_heading(metric)} by structure", columns=columns, rows=tuple(rows))
 
 
-def _tests(values: Values, metric: str) -> list[Section]:
-    """Every pair, in words too; with three results or more their ranks over the cases."""
+def _tests(values: Values, groups: Mapping[str, str], metric: str) -> list[Section]:
+    """Every pair, in words too; with three results or more their ranks. Cases of one patient count as one."""
     name = metric_heading(metric)
     arrays = {result: np.array(list(one.values())) for result, one in values.items()}
     pairs = list(combinations(arrays, 2))
-    ps = [paired_test(arrays[a].tolist(), arrays[b].tolist()) for a, b in pairs]
+    cases = next(iter(values.values()))
+    owners, over = owners_of(cases, groups), "patients" if any(case in groups for case in cases) else "cases"
+    num = f"{len(set(owners))} {over}" + (f" ({len(cases)} cases)" if over == "patients" else "")
+    ps = [paired_test(arrays[a].tolist(), arrays[b].tolist(), groups=owners) for a, b in pairs]
     rows: list[tuple[Cell, ...]] = []
     sentences = []
     for (a, b), p, adjusted in zip(pairs, ps, holm(ps), strict=True):
         differences = (arrays[a] - arrays[b]).tolist()
-        found = mean_interval(differences)
-        smallest = smallest_detectable_difference(differences)
+        found = mean_interval(differences, groups=owners)
+        smallest = smallest_detectable_difference(differences, groups=owners)
         interval = Interval(mean=found.mean, low=found.low, high=found.high)
         rows.append((a, b, interval, p, adjusted, smallest))
         sentences.append(_in_words(a, b, name, found.mean or 0.0, adjusted, smallest, metric in LOWER_IS_BETTER))
-    num_cases = len(next(iter(values.values())))
     columns = (
         Column(title="result"),
         Column(title="against"),
@@ -136,8 +140,8 @@ def _tests(values: Values, metric: str) -> list[Section]:
         Column(title="smallest to be shown", digits=4),
     )
     note = (
-        f"Wilcoxon's signed-rank test over the {num_cases} cases that all results share; Holm's correction for "
-        f"{len(pairs)} comparisons. Smallest to be shown: the difference that a paired t-test over so many cases, "
+        f"Wilcoxon's signed-rank test over the {num} that all results share; Holm's correction for "
+        f"{len(pairs)} comparisons. Smallest to be shown: the difference that a paired t-test over so many {over}, "
         "spread as these, finds in 4 of 5 samples."
     )
     sections: list[Section] = [
@@ -145,7 +149,8 @@ def _tests(values: Values, metric: str) -> list[Section]:
         TableSection(title="Paired tests", columns=columns, rows=tuple(rows), note=note),
     ]
     if len(values) > 2:
-        sections.append(_ranks(arrays, name, metric))
+        means = {result: np.divide(*sum_groups(scores, owners)) for result, scores in arrays.items()}
+        sections.append(_ranks(means, name, metric, over))
     return sections
 
 
@@ -159,14 +164,14 @@ def _in_words(
     return f"{first} is better than {second} by {number(abs(difference))} in {name} ({p_value(p)} after Holm)."
 
 
-def _ranks(arrays: dict[str, np.ndarray], name: str, metric: str) -> RankSection:
+def _ranks(arrays: dict[str, np.ndarray], name: str, metric: str, over: str) -> RankSection:
     table = rank_table(np.stack(list(arrays.values()), axis=1), better=_better(metric))
     return RankSection(
-        title="Mean ranks over the cases",
+        title=f"Mean ranks over the {over}",
         names=tuple(arrays),
         mean_ranks=table.mean_ranks,
         critical_difference=table.critical_difference,
-        note=f"Ranks by {name} in each of {table.num_tasks} cases, 1 is best. A bar joins results that Nemenyi's test "
+        note=f"Ranks by {name} in each of {table.num_tasks} {over}, 1 is best. A bar joins results that Nemenyi's test "
         f"cannot tell apart at 5 %; all alike: {p_value(table.p_value)} (Friedman, by permutation).",
     )
 

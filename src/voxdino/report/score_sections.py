@@ -53,6 +53,8 @@ def score_facts(scores: Scores) -> tuple[tuple[str, str], ...]:
     metric = main_metric(scores)
     if metric is not None and (mean := scores.mean(metric)) is not None:
         facts.insert(0, (f"mean {metric_heading(metric)}", f"{mean:.3f}"))
+    if scores.num_patients is not None:
+        facts.append(("patients", str(scores.num_patients)))
     if "nsd" in scores.definitions:
         facts.append(("tolerance of NSD", f"{scores.tolerance:g} {scores.length_unit}"))
     if scores.failed:
@@ -107,6 +109,7 @@ def _structure_table(scores: Scores) -> TableSection:
         missed = f"{count.missed}\u00a0of\u00a0{count.both + count.missed}" if count else None
         false_alarms = count.false_alarm if count else None
         rows.append((name, *(found[m] for m in qualities), missed, false_alarms, *(found[m] for m in facts)))
+    over = "cases" if scores.num_patients is None else "patients"
     return TableSection(
         title="Scores by structure",
         columns=(
@@ -117,9 +120,9 @@ def _structure_table(scores: Scores) -> TableSection:
             *(metric_column(metric, units.get(metric, "")) for metric in facts),
         ),
         rows=tuple(rows),
-        note="Mean over cases with its 95 % bootstrap interval (BCa, widened for the number of cases). “mean” averages "
-        "the structures of each case first. Missed: only the reference holds the structure; false alarm: only the "
-        "prediction does.",
+        note=f"Mean over cases with its 95 % bootstrap interval over {over} (BCa, widened for their number). “mean” "
+        "averages the structures of each case first. Missed: only the reference holds the structure; false alarm: only "
+        "the prediction does.",
     )
 
 
