@@ -66,6 +66,8 @@ def test_the_exchange_test_holds_its_level(few_draws, monkeypatch):
     for seed in range(40):
         pair = [classified(name, LABELS, noisy(LABELS, 0.7, [seed, place])) for place, name in enumerate("ab")]
         rejected += compare([pair], ["auroc"])[0].p < 0.05
+    module._exchanges.cache_clear()
+    cohort.resamples.cache_clear()
     assert rejected <= 6
 
 
@@ -88,3 +90,27 @@ def test_an_undefined_metric_has_no_winner(few_draws):
     pair = [classified(name, one_class, noisy(one_class, 1.0, seed)) for seed, name in enumerate("ab")]
     (one,) = compare([pair], ["auroc"])
     assert (one.p, one.p_holm, one.difference.mean) == (1.0, 1.0, None)
+
+
+def test_the_difference_that_could_have_been_shown_is_that_of_the_patients():
+    a, b = np.random.default_rng(5).normal([[0.7], [0.6]], 0.1, (2, 12))
+    alone = [segmented("a", a), segmented("b", b)]
+    thrice = [segmented(name, np.repeat(scores, 3)) for name, scores in (("a", a), ("b", b))]
+    patients = tuple(np.repeat([f"p{place}" for place in range(12)], 3).tolist())
+    thrice = [one.model_copy(update={"groups": patients}) for one in thrice]
+    (one,), (other,) = compare([alone], ["dice"]), compare([thrice], ["dice"])
+    assert (other.p, other.detectable) == pytest.approx((one.p, one.detectable))
+
+
+@pytest.mark.parametrize("num", [1, 2, 5])
+def test_a_held_out_site_has_an_interval_over_its_cases(few_draws, num):
+    sites = {"groups": tuple(f"site_{place % num}" for place in range(60))}
+    for plain, metric in (
+        (classified("a", LABELS, noisy(LABELS, 0.8, 0)), "auroc"),
+        (segmented("a", np.linspace(0.3, 0.9, 60) ** 2), "dice"),
+    ):
+        assert interval_of(plain.model_copy(update=sites), metric) == interval_of(plain, metric)
+        worse = plain.model_copy(update={"labels": plain.labels[::-1], "scores": {"dice": (0.2,) * 60}})
+        (one,) = compare([[plain, worse]], [metric])
+        (of_sites,) = compare([[plain.model_copy(update=sites), worse.model_copy(update=sites)]], [metric])
+        assert of_sites == one and one.difference.low is not None

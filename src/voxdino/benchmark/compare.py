@@ -18,17 +18,29 @@ from voxdino.evaluation.statistics import mean_interval
 from voxdino.report.page import Interval
 
 NUM_PERMUTATIONS = 1999
+FEWEST_GROUPS = 6  # see `groups_of`
+
+
+def groups_of(result: CellResult) -> tuple[str, ...] | None:
+    """Whose each case is, for intervals and tests: the patients, or None where every case stands for itself.
+
+    So it does where fewer than 6 groups are named, as of a site that is held out. All of g groups lie on one side of
+    the truth with a chance of 2^(1 - g), where no resample of them and no change of signs reaches it: below 6 that is
+    more than 5 %. What is said of so few is said of these groups alone.
+    """
+    return result.groups if result.groups is not None and len(set(result.groups)) >= FEWEST_GROUPS else None
 
 
 def interval_of(result: CellResult, metric: str) -> Interval:
-    """A metric of a cell over its test cases with a 95 % interval over cases, or over patients where they are known.
+    """A metric of a cell over its test cases with a 95 % interval over cases, or over patients (`groups_of`).
 
     Of segmentation the mean over cases (`mean_interval`); of classification the bootstrap of `cohort_intervals`.
     """
+    groups = groups_of(result)
     if result.scores:
-        found = mean_interval(_column(result, metric).tolist(), groups=result.groups)
+        found = mean_interval(_column(result, metric).tolist(), groups=groups)
         return Interval(mean=found.mean, low=found.low, high=found.high, num_undefined=found.num_undefined)
-    shares = cohort_intervals(labels_of(result), np.array(result.probabilities), [metric], groups=result.groups)
+    shares = cohort_intervals(labels_of(result), np.array(result.probabilities), [metric], groups=groups)
     return _shown(shares[metric])
 
 
@@ -72,10 +84,11 @@ def _compared(first: CellResult, second: CellResult, metric: str) -> Comparison:
     first, second = _in_common(first, second)
     if first.scores:
         a, b = _column(first, metric), _column(second, metric)
-        mean = mean_interval((a - b).tolist(), groups=first.groups)
+        groups = groups_of(first)
+        mean = mean_interval((a - b).tolist(), groups=groups)
         difference = Interval(mean=mean.mean, low=mean.low, high=mean.high, num_undefined=mean.num_undefined)
-        p = paired_test(a.tolist(), b.tolist(), groups=first.groups)
-        detectable = smallest_detectable_difference((a - b).tolist(), groups=first.groups)
+        p = paired_test(a.tolist(), b.tolist(), groups=groups)
+        detectable = smallest_detectable_difference((a - b).tolist(), groups=groups)
     else:
         difference, p = _cohort_difference(first, second, metric)
         detectable = None
@@ -159,7 +172,7 @@ def _shown(found: Share) -> Interval:
 
 
 def _owners(result: CellResult) -> tuple[str, ...]:
-    return result.groups or result.cases
+    return groups_of(result) or result.cases
 
 
 def _ranks(shares: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N K"]:

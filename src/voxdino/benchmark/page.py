@@ -103,9 +103,11 @@ def _comparisons(standing: Standing) -> TableSection:
         Column(title="Detectable", digits=3),
         Column(title="Verdict"),
     )
-    note = "Paired on the same test cases: Wilcoxon's signed ranks for means over cases, exchange of the two encoders' "
-    note += "ranks of each case for AUROC (1999 draws). Holm's correction over all rows. Detectable: the difference "
-    note += "that this sample would show with probability 0.8."
+    note = "Paired on the same test cases, or patients where six or more are named: Wilcoxon's signed ranks for means "
+    note += (
+        "over cases, exchange of the two encoders' ranks of each case for AUROC (1999 draws). Holm's correction over "
+    )
+    note += "all rows. Detectable: the difference that this sample would show with probability 0.8."
     return TableSection(title="Paired tests", columns=columns, rows=tuple(rows), note=note)
 
 
@@ -197,7 +199,9 @@ def _sites(standing: Standing) -> Iterator[Section]:
     if rows:
         titles = ("Task", "Held-out site", "Encoder", "Resolution", "Test cases", "Score")
         columns = tuple(Column(title=title, digits=3 if title == "Score" else None) for title in titles)
-        yield TableSection(title="Held-out sites", columns=columns, rows=tuple(rows))
+        note = "All cases of a site, by a probe of the other sites. The intervals are over the cases of the site: they "
+        note += "speak of this site alone, not of others."
+        yield TableSection(title="Held-out sites", columns=columns, rows=tuple(rows), note=note)
 
 
 def _seeds(standing: Standing) -> Iterator[Section]:
