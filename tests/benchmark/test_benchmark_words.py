@@ -67,6 +67,21 @@ def test_leaks_and_few_cases_are_warned_of(encoders):
     assert "40 test cases" in few and "2 of 40 test cases were in the pretraining of ours" in leak
 
 
+@pytest.mark.parametrize(
+    ("num_patients", "told"),
+    [
+        (40, ["organs: 40 test patients: intervals"]),
+        (60, []),
+        (3, ["organs: 3 patients or sites are too few to draw from: intervals and tests are over their 120 cases"]),
+    ],
+)
+def test_few_patients_are_warned_of_however_many_cases_they_have(encoders, num_patients, told):
+    groups = tuple(f"p{place % num_patients}" for place in range(120))
+    result = segmented("ours", np.linspace(0.4, 0.9, 120)).model_copy(update={"groups": groups})
+    found = warnings(Standing(outcome_of([result], encoders[:1], {"organs": "patch_linear"})))
+    assert len(found) == len(told) and all(words.startswith(start) for words, start in zip(found, told, strict=True))
+
+
 def test_the_resolution_is_chosen_on_validation_not_on_test(encoders):
     low = segmented("ours", LEVELS + 0.5, resolution=112).model_copy(update={"validation": 0.9})
     high = segmented("ours", LEVELS + 0.8, resolution=224).model_copy(update={"validation": 0.2})

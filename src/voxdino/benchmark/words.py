@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator
 
-from voxdino.benchmark.compare import value_of
+from voxdino.benchmark.compare import groups_of, value_of
 from voxdino.benchmark.grid import TaskEntry
+from voxdino.benchmark.result import CellResult
 from voxdino.benchmark.standing import Entry, Standing
 from voxdino.benchmark.tasks import TASKS
-from voxdino.evaluation.statistics import FEW_CASES
+from voxdino.evaluation.statistics import warn_of_few
 
 LEVEL = 0.05
 LOW = {"dice": 0.5, "auroc": 0.7}  # below, a score is of little use even where it beats the floors
@@ -35,12 +36,10 @@ def warnings(standing: Standing) -> tuple[str, ...]:
     for name in standing.outcome.absent:
         told.append(f"{name} was not there and has no row.")
     for entries in standing.board.values():
-        num_cases = len(entries[0].result.cases)
-        if num_cases < FEW_CASES:
-            told.append(f"{entries[0].result.cell.task}: {num_cases} test cases; intervals tend to be too narrow.")
+        told += [f"{entries[0].result.cell.task}: {words}" for words in _of_size(entries[0].result)]
         for one in entries:
             if one.result.leaked:
-                number = f"{len(one.result.leaked)} of {num_cases} test cases"
+                number = f"{len(one.result.leaked)} of {len(one.result.cases)} test cases"
                 told.append(
                     f"{one.result.cell.task}: {number} were in the pretraining of {one.encoder.name}; "
                     "its score is not that of unseen images."
@@ -48,6 +47,17 @@ def warnings(standing: Standing) -> tuple[str, ...]:
     if standing.outcome.missing:
         told.append(f"{len(standing.outcome.missing)} cells are not measured yet: the budget ended first.")
     return tuple(told)
+
+
+def _of_size(result: CellResult) -> Iterator[str]:
+    """What intervals and tests are over, where that is not plain or not many."""
+    groups = groups_of(result)
+    yield from warn_of_few(
+        *((len(result.cases), "test cases") if groups is None else (len(set(groups)), "test patients"))
+    )
+    if groups is None and result.groups is not None:
+        few = f"{len(set(result.groups))} patients or sites are too few to draw from"
+        yield f"{few}: intervals and tests are over their {len(result.cases)} cases and speak of these alone."
 
 
 def _overall(standing: Standing) -> Iterator[str]:
