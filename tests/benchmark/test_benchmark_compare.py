@@ -5,7 +5,8 @@ import pytest
 from small_benchmark import classified, segmented
 
 from voxdino.benchmark import compare as module
-from voxdino.benchmark.compare import compare, interval_of, value_of
+from voxdino.benchmark.compare import compare, interval_of, labels_of, value_of
+from voxdino.benchmark.result import CellResult
 from voxdino.evaluation import cohort
 
 
@@ -114,3 +115,23 @@ def test_a_held_out_site_has_an_interval_over_its_cases(few_draws, num):
         (one,) = compare([[plain, worse]], [metric])
         (of_sites,) = compare([[plain.model_copy(update=sites), worse.model_copy(update=sites)]], [metric])
         assert of_sites == one and one.difference.low is not None
+
+
+def without_kind(value):
+    """As earlier versions wrote it."""
+    return CellResult.from_json({key: part for key, part in value.items() if key != "kind"})
+
+
+def test_one_finding_of_a_set_of_several_labels_is_no_class(few_draws):
+    share = noisy(LABELS, 0.8, 0)
+    value = classified("a", LABELS, share).to_json() | {"probabilities": [[float(p)] for p in share]}
+    auroc = value_of(classified("a", LABELS, share), "auroc")
+    for found in (CellResult.from_json(value | {"kind": "multi"}), without_kind(value)):
+        assert labels_of(found).shape == (60, 1) and value_of(found, "auroc") == pytest.approx(auroc)
+        (one,) = compare([[found, found]], ["auroc"])
+        assert (one.difference.mean, one.p) == (0.0, 1.0)
+
+
+def test_the_kind_of_labels_of_an_older_file_is_told_by_their_shape():
+    value = classified("a", LABELS, noisy(LABELS, 0.8, 0)).to_json()
+    assert not without_kind(value).is_multi and without_kind(value | {"labels": [[0, 1]] * 60}).is_multi

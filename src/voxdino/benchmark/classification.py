@@ -181,6 +181,7 @@ class ClassificationData:
             cell=cell,
             cases=tuple(case.id for case in split["test"]),
             groups=tuple(case.group or case.id for case in split["test"]) if self.known.has_groups else None,
+            kind=self.known.kind,
             labels=tuple(case.labels for case in split["test"]),
             probabilities=tuple(
                 tuple(round(p, 7) for p in row) for row in fitted.probabilities(parts["test"]).tolist()

@@ -128,7 +128,7 @@ def _column(result: CellResult, metric: str) -> Float[np.ndarray, " N"]:
 def labels_of(result: CellResult) -> Int[np.ndarray, " N"] | Int[np.ndarray, "N K"]:
     """Classes, or 0 and 1 for each label."""
     rows = np.array(result.labels)
-    return rows if rows.shape[1] > 1 else rows[:, 0]
+    return rows if result.is_multi else rows[:, 0]
 
 
 def _metric(result: CellResult, metric: str) -> float:
@@ -143,7 +143,7 @@ def _cohort_difference(first: CellResult, second: CellResult, metric: str) -> tu
     """
     is_there, owners = _is_there(first), _owners(first)
     a, b = (_ranks(np.array(one.probabilities)) for one in (first, second))
-    is_single = len(first.labels[0]) == 1
+    is_single = not first.is_multi
 
     def difference(one: Float[np.ndarray, "N K"], other: Float[np.ndarray, "N K"], there: NDArray[np.bool_]) -> float:
         compute = CLASSIFICATION_METRICS[metric].compute

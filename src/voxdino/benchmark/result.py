@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from voxdino.benchmark.grid import Cell
+from voxdino.core.labels import LabelKind
 from voxdino.core.records import Record
 
 
@@ -10,6 +11,7 @@ class CellResult(Record):
     """One measured cell.
 
     cases, groups:  the test cases in order, and their patients or sites where they are known.
+    kind:           of a classification task: of its labels; None in files of earlier versions.
     labels, probabilities: of a classification task, a row per case: its class, or 0 and 1 per label; (K,) shares.
     scores:         of a segmentation task: metric -> a value per case, the mean of its structures; None: undefined.
     validation:     the task's metric on cases that neither train nor test; the resolution is chosen by it.
@@ -21,6 +23,7 @@ class CellResult(Record):
     cell: Cell
     cases: tuple[str, ...]
     groups: tuple[str, ...] | None = None
+    kind: LabelKind | None = None
     labels: tuple[tuple[int, ...], ...] = ()
     probabilities: tuple[tuple[float, ...], ...] = ()
     scores: dict[str, tuple[float | None, ...]] = Field(default={})
@@ -30,3 +33,8 @@ class CellResult(Record):
     failed: dict[str, str] = Field(default={})
     leaked: tuple[str, ...] = ()
     elapsed_s: float = 0.0
+
+    @property
+    def is_multi(self) -> bool:
+        """Whether a case may have any number of labels. Files without `kind`: one class has more than one share."""
+        return self.kind == "multi" or (self.kind is None and len(self.labels[0]) == len(self.probabilities[0]))
