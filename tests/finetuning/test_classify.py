@@ -76,6 +76,30 @@ def test_the_same_call_again_does_nothing_and_another_set_is_refused(tmp_path):
         finetune_classifier(other, small("classify_linear"), run_folder=run, on_event=lambda event: None)
 
 
+def test_a_finished_run_is_not_that_of_other_images_under_the_same_names(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    parts = ["train"] * 4 + ["val"] * 2 + ["test"]
+    for number in range(7):
+        draw_picture(folder / f"{number}.png", 60 + 90 * (number % 2))
+    rows = [f"{number}.png,{number % 2},{part}" for number, part in enumerate(parts)]
+    (folder / "labels.csv").write_text("\n".join(("file,label,split", *rows)) + "\n")
+    arguments = {"run_folder": tmp_path / "run", "device": "cpu", "on_event": lambda event: None}
+    finetune_classifier(open_classification_set(folder), small("classify_linear"), **arguments)
+    draw_picture(folder / "6.png", 10)  # of test, which no run looks at
+    assert finetune_classifier(open_classification_set(folder), small("classify_linear"), **arguments).was_finished
+    for changed in ("1.png", "4.png"):
+        before = (folder / changed).read_bytes()
+        draw_picture(folder / changed, 11)
+        with pytest.raises(CheckpointError, match="dataset was"):
+            finetune_classifier(open_classification_set(folder), small("classify_linear"), **arguments)
+        (folder / changed).write_bytes(before)
+
+
+def draw_picture(path, value):
+    write_volume(path, Volume(np.full((1, 12, 12), value, np.uint8), Grid.from_spacing((12, 12), unit="px")))
+
+
 @pytest.mark.parametrize("labels, kind", [(1, "single"), (3, "multi")])
 def test_volumes_are_classified_by_their_slices(tmp_path, labels, kind):
     found, run = write_set(tmp_path / "set.npz", shape=(5, 9, 8), labels=labels), tmp_path / "run"

@@ -265,7 +265,8 @@ def _record(
 ) -> ClassifyRecord:
     """run.json but for the outcome; weights and images count by their content, wherever they lie."""
     settings = {key: value for key, value in config.to_json().items() if key not in {*FREE_TO_CHANGE, "backbone"}}
-    digests = {"backbone": card.file_digest, "dataset": found.digest, "shape": shape.digest()}
+    dataset = found.content_digest("train", "val")  # images of test are not used
+    digests = {"backbone": card.file_digest, "dataset": dataset, "shape": shape.digest()}
     versions = {"voxdino": voxdino.__version__, "torch": str(torch.__version__)}
     return ClassifyRecord(
         config={**config.to_json(), "backbone": Path(config.backbone).name},

@@ -22,6 +22,7 @@ from voxdino.core.records import Record, nearest
 from voxdino.core.safe_files import digest_file, digest_json, require_inside
 from voxdino.preparation.array_files import array_facts, open_array
 from voxdino.preparation.case import SplitName
+from voxdino.preparation.made_record import source_digest
 from voxdino.preparation.splits import deal
 from voxdino.preparation.tables import read_table
 
@@ -88,6 +89,15 @@ class ClassificationSet:
         """Classes (N,), or 0 and 1 (N, K) where there are several labels."""
         rows = np.array([case.labels for case in self.splits[split]], dtype=np.int64)
         return rows if self.kind == "multi" else rows.reshape(-1)
+
+    def content_digest(self, *splits: SplitName) -> str:
+        """`digest`, and that of every image of these splits that lies in a file of its own: SHA-256.
+
+        Errors: DatasetError for a file that cannot be read.
+        """
+        cases = [case for split in splits for case in self.splits[split]]
+        files = {file: source_digest(file) for file in sorted({case.file for case in cases} - {self.path})}
+        return digest_json([self.digest, [[case.id, files[case.file]] for case in cases]]) if files else self.digest
 
 
 @dataclass(frozen=True, eq=False)
