@@ -1,11 +1,15 @@
 """Words follow from numbers: an encoder that does not beat its floors is said to fail."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from small_benchmark import opened, outcome_of, segmented
+from small_benchmark import classified, opened, outcome_of, segmented
 
+from voxdino.benchmark.grid import Cell
 from voxdino.benchmark.page import leaderboard, report_page
 from voxdino.benchmark.standing import Standing
+from voxdino.benchmark.tasks import TASKS
 from voxdino.benchmark.words import findings, warnings
 from voxdino.report.html import render
 
@@ -100,3 +104,18 @@ def test_hostile_names_stay_text(encoders):
     name = "<script>alert(1)</script>"
     page = report_page(standing_of(encoders, {name: (0.8, 0.6, 0.5), "b": (0.3, 0.2, 0.5)}))
     assert name not in render(page) and "&lt;script&gt;" in render(page)
+
+
+@pytest.mark.parametrize(("chosen_by", "best"), [("auroc", 224), ("brier", 112)])
+def test_the_resolution_is_the_one_of_the_best_validation_score_whichever_way_is_better(chosen_by, best, monkeypatch):
+    linear = TASKS["linear"]
+    monkeypatch.setitem(TASKS, "linear", replace(linear, chosen_by=chosen_by))
+    labels = np.arange(30) % 2
+    results = [
+        classified("ours", labels, np.linspace(0.1, 0.9, 30)).model_copy(
+            update={"validation": value, "cell": Cell(task="t", encoder="ours", resolution=resolution)}
+        )
+        for resolution, value in ((112, 0.1), (224, 0.3))
+    ]
+    encoder = opened("pixels:16", name="ours")
+    assert Standing(outcome_of(results, [encoder], {"t": "linear"})).board["t"][0].result.cell.resolution == best

@@ -27,7 +27,7 @@ from voxdino.probes.linear import fit_linear_probe
 from voxdino.probes.pooling import fit_bag_probe
 
 NUM_PARTS = 5  # one of them chooses
-CHOSEN_BY = "auroc"
+CHOSEN_BY = "auroc"  # of CLASSIFICATION_METRICS, of the validation cases: chooses the resolution, and nothing else
 MOST_ITERATIONS = 100  # of a linear fit with one penalty; of few, separable cases the last digits would take thousands
 
 

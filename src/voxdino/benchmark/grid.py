@@ -103,6 +103,11 @@ class Cell(Record):
     site: str | None = None
     seed: int = 0
 
+    @property
+    def is_whole(self) -> bool:
+        """With all training cases, on the data set's own split."""
+        return self.shots is None and self.site is None
+
     def __str__(self) -> str:
         few = "" if self.shots is None else f", {self.shots} cases, seed {self.seed}"
         site = "" if self.site is None else f", held-out {self.site}"

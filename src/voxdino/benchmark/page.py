@@ -1,17 +1,17 @@
 """The report of a run as a page of tables and curves (voxdino.report draws it)."""
 
 from collections.abc import Iterator
-from typing import Literal
 
 import numpy as np
 
+from voxdino.benchmark.classification import CHOSEN_BY
 from voxdino.benchmark.compare import interval_of, labels_of
+from voxdino.benchmark.measures import MEASURES
 from voxdino.benchmark.result import CellResult
 from voxdino.benchmark.standing import Standing, values_of
 from voxdino.benchmark.tasks import ClassificationTask
-from voxdino.benchmark.words import LEVEL, NAMES, findings, warnings
-from voxdino.evaluation.classification import CLASSIFICATION_METRICS, reliability_bins
-from voxdino.evaluation.metrics import METRICS
+from voxdino.benchmark.words import LEVEL, findings, warnings
+from voxdino.evaluation.classification import reliability_bins
 from voxdino.evaluation.statistics import seeds_summary
 from voxdino.report.page import (
     Cell,
@@ -57,10 +57,6 @@ def report_page(standing: Standing) -> ReportPage:
     )
 
 
-def _definition(metric: str, *, of_classes: bool) -> str:
-    return CLASSIFICATION_METRICS[metric].definition if of_classes else METRICS[metric].definition
-
-
 def leaderboard(standing: Standing) -> TableSection:
     """A row for each task, a column for each encoder."""
     names = tuple(standing.outcome.encoders)
@@ -70,15 +66,13 @@ def leaderboard(standing: Standing) -> TableSection:
             continue
         scores = {one.encoder.name: one for one in standing.board[entry.name]}
         first = next(iter(scores.values())).result
-        definition = _definition(task.metric, of_classes=isinstance(task, ClassificationTask))
         cells = [scores[name].score if name in scores else None for name in names]
-        rows.append((entry.name, entry.modality, task.what, len(first.cases), definition, *cells))
+        rows.append((entry.name, entry.modality, task.what, len(first.cases), MEASURES[task.metric].definition, *cells))
     columns = tuple(Column(title=title) for title in ("Task", "Modality", "Probe", "Test cases", "Score"))
     note = "Mean over test cases (AUROC: of all together) with 95 % interval. Each encoder stands here with the "
-    note += "resolution of its highest score on the validation cases, of equals the smaller one; the test cases choose "
-    note += (
-        "nothing. In classification that score is the AUROC, in segmentation the Dice on a fifth of the training cases."
-    )
+    note += "resolution of its best score on the validation cases, of equals the smaller one; the test cases choose "
+    note += f"nothing. In classification that score is the {MEASURES[CHOSEN_BY].name}, in segmentation the Dice on a "
+    note += "fifth of the training cases."
     return TableSection(
         title="Leaderboard",
         columns=columns + tuple(Column(title=name, digits=3) for name in names),
@@ -130,7 +124,7 @@ def _forests(standing: Standing) -> Iterator[Section]:
         entries = standing.board.get(entry.name, [])
         rows = tuple(ForestRow(one.encoder.name, one.score) for one in entries if one.score.mean is not None)
         if len(rows) > 1:
-            yield ForestSection(title=f"{entry.name}: encoders", axis_label=NAMES[task.metric], rows=rows)
+            yield ForestSection(title=f"{entry.name}: encoders", axis_label=MEASURES[task.metric].name, rows=rows)
 
 
 def _resolution_curves(standing: Standing) -> Iterator[Section]:
@@ -220,25 +214,19 @@ def _seeds(standing: Standing) -> Iterator[Section]:
 
 
 def _everything(standing: Standing) -> Iterator[Section]:
-    """All metrics of all cells with all training cases, classification and segmentation apart."""
-    for of_classes, title in ((True, "All numbers: classification"), (False, "All numbers: segmentation")):
-        of_kind = [one for one in standing.outcome.results if bool(one.probabilities) is of_classes]
-        results = [one for one in of_kind if one.cell.shots is None and one.cell.site is None]
+    """All metrics of all cells with all training cases, a table for each kind of task."""
+    tasks = {entry.name: task for entry, task in standing.tasks}
+    for kind in dict.fromkeys(task.kind for task in tasks.values()):
+        results = [one for one in standing.outcome.results if tasks[one.cell.task].kind == kind and one.cell.is_whole]
         if not results:
             continue
-        entries = {entry.name: task for entry, task in standing.tasks}
-        metrics = entries[results[0].cell.task].metrics
+        metrics = tasks[results[0].cell.task].metrics
         rows = tuple(_row(one, metrics) for one in results)
         titles = ("Task", "Encoder", "Resolution", "Seed", "Training", "Test", "Validation")
         columns = tuple(Column(title=title, digits=3 if title == "Validation" else None) for title in titles)
-        better = [_better(metric, of_classes=of_classes) for metric in metrics]
-        columns += tuple(Column(title=NAMES[m], digits=3, better=b) for m, b in zip(metrics, better, strict=True))
-        ids = "; ".join(f"{NAMES[metric]}: {_definition(metric, of_classes=of_classes)}" for metric in metrics)
-        yield TableSection(title=title, columns=columns, rows=rows, note=f"Definitions: {ids}.")
-
-
-def _better(metric: str, *, of_classes: bool) -> Literal["higher", "lower"] | None:
-    return CLASSIFICATION_METRICS[metric].better if of_classes else METRICS[metric].better
+        columns += tuple(Column(title=MEASURES[m].name, digits=3, better=MEASURES[m].better) for m in metrics)
+        ids = "; ".join(f"{MEASURES[metric].name}: {MEASURES[metric].definition}" for metric in metrics)
+        yield TableSection(title=f"All numbers: {kind}", columns=columns, rows=rows, note=f"Definitions: {ids}.")
 
 
 def _row(result: CellResult, metrics: tuple[str, ...]) -> tuple[Cell, ...]:
@@ -285,4 +273,4 @@ def _curve(title: str, x_label: str, metric: str, series: list[Series], *, is_lo
     """Nothing where no line has two points."""
     drawn = tuple(one for one in series if one.points)
     if any(len({point.x for point in one.points}) > 1 for one in drawn):
-        yield CurveSection(title=title, x_label=x_label, y_label=NAMES[metric], series=drawn, x_is_log=is_log)
+        yield CurveSection(title=title, x_label=x_label, y_label=MEASURES[metric].name, series=drawn, x_is_log=is_log)

@@ -14,7 +14,7 @@ class CellResult(Record):
     kind:           of a classification task: of its labels; None in files of earlier versions.
     labels, probabilities: of a classification task, a row per case: its class, or 0 and 1 per label; (K,) shares.
     scores:         of a segmentation task: metric -> a value per case, the mean of its structures; None: undefined.
-    validation:     the task's metric on cases that neither train nor test; the resolution is chosen by it.
+    validation:     the task's `chosen_by` on cases that neither train nor test; the resolution is chosen by it.
     settings:       what the probe chose.   failed: test cases without a score, with the reason.
     leaked:         test cases that the encoder's pretraining has seen.
     elapsed_s:      of this machine; no part of any table.

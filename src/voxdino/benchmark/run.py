@@ -101,7 +101,7 @@ class Bench:
         task, data = self.tasks[cell.task], self.data(cell)
         entry = entry_of(self.grid, cell.task)
         how = [entry.probe, entry.limit, entry.axes, entry.slices, entry.window]
-        key = [FORMAT, cell.to_json(), how, self.encoders[cell.encoder].card.file_digest, data.digest, task.metric]
+        key = [FORMAT, cell.to_json(), how, self.encoders[cell.encoder].card.file_digest, data.digest, task.chosen_by]
         key.append(data.ids(cell.site))
         return self.folder / "cells" / f"{digest_json(key)[:24]}.json"
 

@@ -9,6 +9,7 @@ import numpy as np
 from voxdino.benchmark.compare import Comparison, compare, interval_of, value_of
 from voxdino.benchmark.encoders import Encoder
 from voxdino.benchmark.grid import TaskEntry
+from voxdino.benchmark.measures import MEASURES
 from voxdino.benchmark.result import CellResult
 from voxdino.benchmark.run import Outcome
 from voxdino.benchmark.tasks import TASKS, Task
@@ -41,9 +42,7 @@ class Standing:
     def whole(self, task: str, encoder: str) -> list[CellResult]:
         """With all training cases and the first seed, by resolution."""
         return [
-            one
-            for one in self._of(task, encoder)
-            if one.cell.shots is None and one.cell.site is None and one.cell.seed == self.outcome.grid.seeds[0]
+            one for one in self._of(task, encoder) if one.cell.is_whole and one.cell.seed == self.outcome.grid.seeds[0]
         ]
 
     def few(self, task: str, encoder: str) -> dict[int, list[CellResult]]:
@@ -71,7 +70,7 @@ class Standing:
             board[entry.name] = [
                 Entry(encoder, best, interval_of(best, task.metric))
                 for name, encoder in self.outcome.encoders.items()
-                if (best := _chosen(self.whole(entry.name, name))) is not None
+                if (best := _chosen(self.whole(entry.name, name), task.chosen_by)) is not None
             ]
         return {name: entries for name, entries in board.items() if entries}
 
@@ -112,11 +111,12 @@ def values_of(results: Sequence[CellResult], metric: str) -> list[float]:
     return [value for one in results if (value := value_of(one, metric)) is not None]
 
 
-def _chosen(results: Sequence[CellResult]) -> CellResult | None:
-    """The one of the best validation score, of equals the smaller resolution; without validation the middle one."""
+def _chosen(results: Sequence[CellResult], measure: str) -> CellResult | None:
+    """The one with the best of the measure on validation, of equals the smaller resolution; without it the middle."""
     if not results:
         return None
     known = [one for one in results if one.validation is not None]
     if not known:
         return results[len(results) // 2]
-    return max(known, key=lambda one: (one.validation or 0.0, -one.cell.resolution))
+    sign = -1 if MEASURES[measure].better == "lower" else 1
+    return max(known, key=lambda one: (sign * (one.validation or 0.0), -one.cell.resolution))

@@ -10,15 +10,18 @@ from voxdino.benchmark import classification, decoders, segmentation
 class ClassificationTask:
     """A probe of whole pictures (ndim 2) or volumes (3).
 
-    metric:    what the resolution is chosen by and methods are compared by.   is_seeded: it depends on a seed.
+    metric:    what methods are compared by.   chosen_by: what the resolution is chosen by, of the validation cases.
+    is_seeded: it depends on a seed.   kind: whose table of all numbers it stands in.
     """
 
     fit: classification.Fit
     what: str
     ndim: Literal[2, 3]
     is_seeded: bool = False
-    metric: str = classification.CHOSEN_BY
+    metric: str = "auroc"
+    chosen_by: str = classification.CHOSEN_BY
     metrics: tuple[str, ...] = ("auroc", "accuracy", "balanced_accuracy", "f1")
+    kind: str = "classification"
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,9 @@ class SegmentationTask:
     ndim: Literal[3] | None = None
     is_seeded: bool = False
     metric: str = "dice"
+    chosen_by: str = "dice"
     metrics: tuple[str, ...] = segmentation.METRICS
+    kind: str = "segmentation"
 
 
 Task = ClassificationTask | SegmentationTask

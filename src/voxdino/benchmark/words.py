@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from voxdino.benchmark.compare import groups_of, value_of
 from voxdino.benchmark.grid import TaskEntry
+from voxdino.benchmark.measures import MEASURES
 from voxdino.benchmark.result import CellResult
 from voxdino.benchmark.standing import Entry, Standing
 from voxdino.benchmark.tasks import TASKS
@@ -12,16 +13,6 @@ from voxdino.evaluation.statistics import warn_of_few
 LEVEL = 0.05
 LOW = {"dice": 0.5, "auroc": 0.7}  # below, a score is of little use even where it beats the floors
 SAME = 0.005  # scores closer than this are told as equal
-NAMES = {
-    "dice": "Dice",
-    "nsd": "NSD",
-    "hd95": "HD95",
-    "auroc": "AUROC",
-    "auprc": "AUPRC",
-    "accuracy": "accuracy",
-    "balanced_accuracy": "balanced accuracy",
-    "f1": "F1",
-}
 
 
 def findings(standing: Standing) -> tuple[str, ...]:
@@ -80,18 +71,19 @@ def _overall(standing: Standing) -> Iterator[str]:
 
 def _of_task(standing: Standing, entry: TaskEntry) -> Iterator[str]:
     metric = TASKS[entry.probe].metric
+    name = MEASURES[metric].name
     best, floors = _sides(standing, entry.name)
     what = f"{entry.name} ({entry.modality}, {TASKS[entry.probe].what})" if entry.modality else entry.name
     if best is None:
         ends = ", ".join(f"{one.encoder.name} {_number(one.score.mean)}" for one in floors)
-        yield f"{what}: only floors were measured ({NAMES[metric]} {ends})."
+        yield f"{what}: only floors were measured ({name} {ends})."
         return
-    at = f"{best.encoder.name} reaches {NAMES[metric]} {_number(best.score.mean)}{_ends(best)}"
+    at = f"{best.encoder.name} reaches {name} {_number(best.score.mean)}{_ends(best)}"
     yield f"{what}: {at} at {best.result.cell.resolution} px."
     for floor in floors:
         yield _against(standing, entry.name, best, floor)
-    if best.score.mean is not None and best.score.mean < LOW[metric]:
-        yield f"With {NAMES[metric]} below {LOW[metric]} the frozen features are of little use here."
+    if best.score.mean is not None and best.score.mean < LOW.get(metric, 0.0):
+        yield f"With {name} below {LOW[metric]} the frozen features are of little use here."
     yield from _by_resolution(standing, entry.name, best, metric)
 
 
