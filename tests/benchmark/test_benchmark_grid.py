@@ -48,6 +48,11 @@ def test_each_site_is_held_out_in_turn_without_a_curve_of_small_data():
         ({"tasks": [{"name": "t", "data": "d", "probe": "linear", "resolutions": [0]}]}, "above 0"),
         ({"tasks": [{"name": "t", "data": "d", "probe": "knn", "resolutions": [9], "shots_at": 8}]}, "shots_at 8"),
         ({"seeds": []}, "seeds"),
+        (
+            {"tasks": [{"name": "t", "data": "d", "probe": "knn", "resolutions": [9], "corruptions": ["blurr"]}]},
+            "no corruption 'blurr'. Did you mean 'blur'",
+        ),
+        ({"tasks": [{"name": "t", "data": "d", "probe": "knn", "resolutions": [9], "strengths": [6]}]}, "from 1 to 5"),
     ],
 )
 def test_a_grid_that_cannot_be_meant_is_refused(change, told):
@@ -63,3 +68,25 @@ def test_a_grid_file_says_what_the_grid_says(tmp_path):
     grid = toy_grid(encoders=(EncoderEntry(name="ünï <b>", source="random:tiny"),))
     grid.write(tmp_path / "grid.json")
     assert Grid.read(tmp_path / "grid.json") == grid
+
+
+def test_every_fault_and_strength_follows_the_probe_that_it_asks():
+    task = TaskEntry(
+        name="volumes",
+        data="d",
+        probe="slice_max",
+        resolutions=(16, 32),
+        corruptions=("blur", "noise"),
+        strengths=(5, 1),
+    )
+    found = [cell for cell in cells(toy_grid(tasks=(task,))) if cell.encoder == "tiny" and cell.resolution == 32]
+    asked = [(cell.seed, cell.corruption, cell.strength) for cell in found]
+    faults = [(0, name, strength) for name in ("blur", "noise") for strength in (1, 5)]
+    assert asked == [(0, None, 0), *faults, (1, None, 0)]
+    assert len(cells(toy_grid(tasks=(task.model_copy(update={"hold_out": "group"}),)), volumes=("a", "b"))) == 2 * 2 * 4
+
+
+def test_a_cell_is_named_as_before_there_were_corruptions():
+    cell = Cell(task="t", encoder="e", resolution=112, shots=4, seed=2)
+    assert cell.key == {"task": "t", "encoder": "e", "resolution": 112, "shots": 4, "site": None, "seed": 2}
+    assert cell.model_copy(update={"corruption": "blur", "strength": 1}).key != cell.key

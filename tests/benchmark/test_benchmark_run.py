@@ -129,7 +129,8 @@ def test_test_cases_that_pretraining_has_seen_are_named(tmp_path):
     seen = pack_seen([digest_file(tmp_path / "pictures.npz")])
     facts = PretrainingFacts(recipe="r", start="s", num_steps=1, pool_digest="d", sources={}, seen=seen)
     encoder = Encoder("seen", "random:tiny", card.model_copy(update={"pretraining": facts}), backbone.patch_size)
-    result = data.measure(Cell(task="pictures", encoder="seen", resolution=16), encoder, linear)
+    cell = Cell(task="pictures", encoder="seen", resolution=16)
+    result = data.measure(cell, encoder, data.fit(cell, encoder, linear))
     assert result.leaked == result.cases and len(result.cases) == SIZES["test"]
 
 
@@ -249,3 +250,62 @@ def test_tasks_that_ask_for_what_is_not_there_are_named(root, tmp_path):
     no_groups = PICTURES.model_copy(update={"name": "no_groups", "hold_out": "group"})
     outcome = run_grid(toy_grid(tasks=(PICTURES, no_fold, no_groups)), root, tmp_path, device="cpu")
     assert list(outcome.failed) == ["no_fold", "no_groups"] and len(outcome.results) == 2
+
+
+FAULTS = {"corruptions": ("noise", "blur"), "strengths": (2, 5)}
+
+
+@pytest.mark.parametrize("task", [PICTURES, MASKS], ids=["pictures", "masks"])
+def test_a_probe_of_clean_images_is_asked_of_corrupted_ones(root, tmp_path, monkeypatch, task):
+    entry = EncoderEntry(name="p", source="pixels:16")
+    plain = run_grid(toy_grid(tasks=(task,), encoders=(entry,)), root, tmp_path, device="cpu")
+    cells = set((tmp_path / "cells").iterdir())
+    grid = toy_grid(tasks=(task.model_copy(update=FAULTS),), encoders=(entry,))
+    fits, data = [], ClassificationData if task is PICTURES else SegmentationData
+    fit = data.fit
+    monkeypatch.setattr(data, "fit", lambda *arguments: (fits.append(1), fit(*arguments))[1])
+    outcome = run_grid(grid, root, tmp_path, device="cpu")
+    assert len(fits) == 1 and cells < set((tmp_path / "cells").iterdir())  # one probe; the clean cell stays what it was
+    assert outcome.results[:1] == plain.results and len(outcome.results) == 1 + 2 * 2
+    standing = Standing(outcome)
+    found = standing.robustness(grid.tasks[0], "p")
+    assert {name: list(one) for name, one in found.scores.items()} == {"noise": [2, 5], "blur": [2, 5]}
+    assert found.clean == standing.board[task.name][0].score.mean
+    assert len({(one.probabilities, tuple(one.scores.items())) for one in outcome.results}) == 5
+    told = []
+    again = run_grid(grid, root, tmp_path, device="cpu", say=told.append)
+    assert again.results == outcome.results and told[-1] == "all 5 cells are measured"
+    titles = [section.title for section in report_page(standing).sections]
+    assert {"Corruptions", f"{task.name}: noise", f"{task.name}: blur"} < set(titles)
+
+
+def one_task(root, folder, **values):
+    """The result of a task for raw pixels at one resolution."""
+    task = TaskEntry(name="t", **values)
+    grid = toy_grid(tasks=(task,), encoders=(EncoderEntry(name="p", source="pixels:16"),), seeds=(0,))
+    return run_grid(grid, root, folder, device="cpu")
+
+
+@pytest.mark.parametrize("data", ["pictures.npz", "volumes.npz"])
+def test_images_of_the_same_class_are_found(root, tmp_path, data):
+    outcome = one_task(root, tmp_path, data=data, probe="retrieval", resolutions=(32,), slices=2)
+    (result,) = outcome.results
+    assert set(result.scores["recall@1"]) <= {0.0, 1.0} and result.num_train == SIZES["train"]
+    means = {name: np.mean(values) for name, values in result.scores.items()}
+    assert means["map@10"] > 0.6 and means["recall@1"] <= means["recall@5"] <= means["recall@10"]
+    page = report_page(Standing(outcome))
+    assert "All numbers: retrieval" in [section.title for section in page.sections]
+
+
+def test_the_masks_of_one_case_are_carried_to_its_likes(tmp_path):
+    draw_blobs(tmp_path / "masks")
+    for case in range(1, 6):  # all alike
+        for kind in ("image", "label"):
+            shutil.copy(tmp_path / f"masks/{kind}/case_0.png", tmp_path / f"masks/{kind}/case_{case}.png")
+    outcome = one_task(tmp_path, tmp_path / "bench", data="masks", probe="correspondence", resolutions=(160,))
+    (result,) = outcome.results
+    assert result.num_train == 1 and min(result.scores["dice"]) > 0.8 and result.validation > 0.8
+    assert len(set(result.scores["dice"])) == 1 and result.settings["source"] not in result.cases
+    assert any(tmp_path.glob("bench/sets/*/maps/*/*.safetensors"))
+    shots = one_task(tmp_path, tmp_path / "bench", data="masks", probe="correspondence", resolutions=(160,), shots=(2,))
+    assert list(shots.failed) == ["t: p at 160 px, 2 cases, seed 0"] and shots.results == outcome.results

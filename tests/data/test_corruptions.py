@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from voxdino.core.errors import ConfigError
-from voxdino.data.corruptions import CORRUPTIONS, STRENGTHS
+from voxdino.data.corruptions import CORRUPTIONS, STRENGTHS, corrupted
 
 SHAPES = [(1, 37, 26), (3, 33, 40), (1, 9, 22, 17), (2, 1, 24, 19)]
 
@@ -72,3 +72,17 @@ def test_values_beyond_the_range_survive_a_jpeg():
 def test_a_sixth_strength_is_refused():
     with pytest.raises(ConfigError, match="strengths from 1 to 5, not 6"):
         CORRUPTIONS["blur"](textured((1, 5, 5)), 6, np.random.default_rng(0))
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int16", "float32", "float64"])
+def test_a_corrupted_image_is_one_that_its_file_could_hold_and_its_own_every_time(kind):
+    image = (textured((1, 24, 31)) / 8 + 120).clip(0, 255).astype(kind)
+    changed = corrupted(image, "noise", 5, of="case_1")
+    assert changed.dtype == image.dtype and changed.shape == image.shape
+    np.testing.assert_array_equal(changed, corrupted(image, "noise", 5, of="case_1"))
+    assert (changed != corrupted(image, "noise", 5, of="case_2")).any()
+    half = corrupted(image, "noise", 3, of="case_1").astype(float) - image
+    inside = (changed > 0) & (changed < 255)
+    assert np.corrcoef(half[inside], (changed.astype(float) - image)[inside])[0, 1] > 0.99  # the same pattern, stronger
+    if kind == "uint8":
+        assert changed.min() == 0 and abs(changed.astype(float) - image).max() < 160  # nothing wraps around

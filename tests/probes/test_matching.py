@@ -6,7 +6,7 @@ import torch
 
 from voxdino.core.errors import DatasetError
 from voxdino.probes.correspondence import distances_mm, mask_centre, match_points, transfer_labels
-from voxdino.probes.retrieval import retrieval_scores
+from voxdino.probes.retrieval import query_scores, retrieval_scores
 
 torch.set_num_threads(1)
 
@@ -51,6 +51,19 @@ def test_one_common_label_is_a_match_and_queries_without_any_are_counted():
     assert (found.recall, found.num_queries, found.num_unmatched) == ({1: 1.0}, 1, 1)
     with pytest.raises(DatasetError, match="no query has a match"):
         retrieval_scores(queries[:1], truth[:1], gallery, labels)
+
+
+def test_scores_of_single_queries_have_the_mean_of_all_and_none_where_nothing_matches():
+    generator = torch.Generator().manual_seed(3)
+    gallery, labels = torch.randn(30, 4, generator=generator), torch.arange(30) % 3
+    queries, truth = torch.randn(9, 4, generator=generator), torch.tensor([0, 1, 2, 9, 0, 1, 2, 9, 0])
+    single, whole = (
+        compute(queries, truth, gallery, labels, ks=(1, 5)) for compute in (query_scores, retrieval_scores)
+    )
+    for k in (1, 5):
+        assert single[f"recall@{k}"].nanmean() == pytest.approx(whole.recall[k])
+        assert single[f"map@{k}"].nanmean() == pytest.approx(whole.average_precision[k])
+    assert single["map@5"].isnan().tolist() == (truth == 9).tolist()
 
 
 @pytest.mark.parametrize("grid, patch", [((6, 9), 14), ((3, 5, 7), 4)], ids=["2d", "3d"])

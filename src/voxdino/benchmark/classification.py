@@ -1,10 +1,10 @@
 """Cells of classification tasks: probes of cached features of pictures, or of the slices of volumes."""
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from voxdino.probes.fitting import spread
 from voxdino.probes.knn import knn_probabilities
 from voxdino.probes.linear import fit_linear_probe
 from voxdino.probes.pooling import fit_bag_probe
+from voxdino.probes.retrieval import query_scores
 
 NUM_PARTS = 5  # one of them chooses
 CHOSEN_BY = "auroc"  # of CLASSIFICATION_METRICS, of the validation cases: chooses the resolution, and nothing else
@@ -45,10 +46,17 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """A probe's word on cases, and what it chose."""
+    """A probe, and what it chose.
 
-    probabilities: Callable[[Part], Float[Tensor, "N K"]]
+    answers:    its word on cases, as fields of a CellResult.   quality: the task's `chosen_by` of cases.
+    validation: that of all validation cases.
+    """
+
+    answers: Callable[[Part], Mapping[str, Any]]
+    quality: Callable[[Part], float]
     settings: Mapping[str, float | int | str | None]
+    num_train: int = 0
+    validation: float | None = None
 
 
 Fit = Callable[[Part, Part, ClassificationSet, int], Fitted]
@@ -65,14 +73,16 @@ def linear(train: Part, validation: Part, known: ClassificationSet, seed: int) -
         num_classes=known.num_classes,
         max_iterations=MOST_ITERATIONS,
     )
-    return Fitted(lambda part: probe.probabilities(part.pictures), {"strength": probe.strength})
+    return _classifier(lambda part: probe.probabilities(part.pictures), known, {"strength": probe.strength})
 
 
 def knn(train: Part, validation: Part, known: ClassificationSet, seed: int) -> Fitted:
     """Votes of the 20 nearest neighbours; nothing is fitted."""
-    return Fitted(
-        lambda part: knn_probabilities(train.pictures, train.labels, part.pictures, num_classes=known.num_classes), {}
-    )
+
+    def votes(part: Part) -> Float[Tensor, "N K"]:
+        return knn_probabilities(train.pictures, train.labels, part.pictures, num_classes=known.num_classes)
+
+    return _classifier(votes, known, {})
 
 
 def bags(pooling: str) -> Fit:
@@ -89,9 +99,43 @@ def bags(pooling: str) -> Fit:
             num_classes=known.num_classes,
             seed=seed,
         )
-        return Fitted(lambda part: probe.probabilities(part.features), {"strength": probe.linear.strength})
+        return _classifier(lambda part: probe.probabilities(part.features), known, {"strength": probe.linear.strength})
 
     return fit
+
+
+def retrieval(train: Part, validation: Part, known: ClassificationSet, seed: int) -> Fitted:
+    """Are the nearest training images (volumes: means of their slices) of the same class, or share a label?"""
+
+    def found(part: Part) -> dict[str, Float[Tensor, " N"]]:
+        return query_scores(part.features.mean(1), part.labels, train.features.mean(1), train.labels)
+
+    def answers(part: Part) -> dict[str, Any]:
+        columns = {name: values.tolist() for name, values in found(part).items()}
+        return {"scores": {name: [None if v != v else round(v, 7) for v in rows] for name, rows in columns.items()}}
+
+    return Fitted(answers, lambda part: float(found(part)["map@10"].nanmean()), {})
+
+
+def _classifier(
+    compute: Callable[[Part], Float[Tensor, "N K"]],
+    known: ClassificationSet,
+    settings: Mapping[str, float | int | str | None],
+) -> Fitted:
+    """A probe that gives probabilities."""
+
+    def answers(part: Part) -> dict[str, Any]:
+        rows = [[round(p, 7) for p in row] for row in compute(part).tolist()]
+        return {
+            "kind": known.kind,
+            "labels": part.labels.reshape(len(rows), -1).tolist(),
+            "probabilities": rows,
+        }
+
+    def quality(part: Part) -> float:
+        return classification_scores(part.labels.numpy(), compute(part).numpy(), [CHOSEN_BY])[CHOSEN_BY]
+
+    return Fitted(answers, quality, settings)
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,41 +200,43 @@ class ClassificationData:
         split = self.split(site)
         return [[case.id for case in split[side]] for side in ("train", "val", "test")]
 
-    def features(self, encoder: Encoder, resolution: int) -> ImageFeatures:
-        view = View(self.known.ndim, self.entry.axes, self.entry.slices, self.entry.window)
-        return ImageFeatures(self.features_folder, encoder, resolution, self.device, content=self.digest, view=view)
+    def features(self, encoder: Encoder, cell: Cell) -> ImageFeatures:
+        fault = None if cell.corruption is None else (cell.corruption, cell.strength)
+        view = View(self.known.ndim, self.entry.axes, self.entry.slices, self.entry.window, fault)
+        return ImageFeatures(
+            self.features_folder, encoder, cell.resolution, self.device, content=self.digest, view=view
+        )
 
     def num_missing(self, encoder: Encoder, cell: Cell) -> int:
-        """Images that the encoder still has to see for a cell."""
-        features = self.features(encoder, cell.resolution)
-        return sum(features.num_missing(cases) for cases in self.split(cell.site).values())
+        """Images that the encoder still has to see for a cell; corrupted ones are those of the test alone."""
+        features, split = self.features(encoder, cell), self.split(cell.site)
+        sides = [split["test"]] if cell.corruption else split.values()
+        return sum(features.num_missing(cases) for cases in sides)
 
-    def measure(self, cell: Cell, encoder: Encoder, fit: Fit) -> CellResult:
-        """Fit on the training cases (or `cell.shots` of each class), choose on validation, score the test cases."""
-        started = time.monotonic()
-        split, features = self.split(cell.site), self.features(encoder, cell.resolution)
-        parts = {side: Part(features(cases), self._labels(cases)) for side, cases in split.items()}
-        train, validation = parts["train"], parts["val"]
+    def fit(self, cell: Cell, encoder: Encoder, fit: Fit) -> Fitted:
+        """Fit on the training cases (or `cell.shots` of each class), choose on validation."""
+        split, features = self.split(cell.site), self.features(encoder, cell.clean)
+        train, whole = (Part(features(split[side]), self._labels(split[side])) for side in ("train", "val"))
+        validation = whole
         if cell.shots is not None:
-            train, validation = (_few(part, cell.shots, cell.seed) for part in (train, validation))
+            train, validation = (_few(part, cell.shots, cell.seed) for part in (train, whole))
         fitted = fit(train, validation, self.known, cell.seed)
-        shares = fitted.probabilities(parts["val"]).numpy()
-        chosen = classification_scores(parts["val"].labels.numpy(), shares, [CHOSEN_BY])[CHOSEN_BY]
+        chosen = float("nan") if cell.shots is not None else float(fitted.quality(whole))
+        return replace(fitted, num_train=len(train.labels), validation=None if np.isnan(chosen) else chosen)
+
+    def measure(self, cell: Cell, encoder: Encoder, fitted: Fitted) -> CellResult:
+        """Score the test cases."""
+        test, features = self.split(cell.site)["test"], self.features(encoder, cell)
         seen = encoder.card.pretraining
         return CellResult(
             cell=cell,
-            cases=tuple(case.id for case in split["test"]),
-            groups=tuple(case.group or case.id for case in split["test"]) if self.known.has_groups else None,
-            kind=self.known.kind,
-            labels=tuple(case.labels for case in split["test"]),
-            probabilities=tuple(
-                tuple(round(p, 7) for p in row) for row in fitted.probabilities(parts["test"]).tolist()
-            ),
-            validation=None if np.isnan(chosen) or cell.shots is not None else float(chosen),
-            num_train=len(train.labels),
+            cases=tuple(case.id for case in test),
+            groups=tuple(case.group or case.id for case in test) if self.known.has_groups else None,
+            **fitted.answers(Part(features(test), self._labels(test))),
+            validation=fitted.validation,
+            num_train=fitted.num_train,
             settings={"side": features.side, **fitted.settings},
-            leaked=() if seen is None else tuple(c.id for c in split["test"] if seen.holds(self.digests[c.file])),
-            elapsed_s=round(time.monotonic() - started, 2),
+            leaked=() if seen is None else tuple(case.id for case in test if seen.holds(self.digests[case.file])),
         )
 
     def _all(self) -> Sequence[LabelledCase]:

@@ -15,11 +15,12 @@ from voxdino.benchmark.encoders import Encoder
 from voxdino.benchmark.grid import Cell
 from voxdino.benchmark.kept import is_kept, kept
 from voxdino.benchmark.segmentation import Fit, Model, SegmentationData
-from voxdino.core.errors import UsageError
 from voxdino.core.safe_files import digest_bytes, digest_json
+from voxdino.core.volume import LabelMap, Volume
 from voxdino.finetuning.recipes import RECIPES
 from voxdino.finetuning.run import finetune
 from voxdino.inference.load import LoadedModel, ModelCard, load_model
+from voxdino.inference.predictor import predict_volume
 from voxdino.models.backbones.base import Backbone
 from voxdino.models.features import Features
 from voxdino.models.precision import autocast, uses_bf16
@@ -47,12 +48,12 @@ class RememberingBackbone(Backbone):
         self._known: dict[str, Tensor] = {}
 
     @contextmanager
-    def case(self, path: Path) -> Iterator[None]:
-        """Answers in the block are taken from the file, or go there when it ends well."""
-        was_kept = is_kept(path)
-        self._known = kept(path, dict) if was_kept else {}
+    def case(self, path: Path | None) -> Iterator[None]:
+        """Answers in the block are taken from the file, or go there when it ends well; None: they are not kept."""
+        was_kept = path is not None and is_kept(path)
+        self._known = kept(path, dict) if path is not None and was_kept else {}
         yield
-        if not was_kept:
+        if path is not None and not was_kept:
             kept(path, lambda: self._known)
 
     def default_taps(self) -> tuple[int, ...]:
@@ -89,13 +90,12 @@ def patch_linear(data: SegmentationData, cell: Cell, encoder: Encoder) -> Model:
 
     Up to 150 training slices, four of five with foreground; its penalty chosen on a fifth of the training cases.
     """
-    if data.plan.labels.regions:
-        fix = "take the probe decoder_2d, or a data set whose labels are classes."
-        raise UsageError("patch_linear takes no overlapping regions.", where=data.dataset.root, fix=fix)
     magnification = data.magnification(encoder, cell.resolution)
     plan = data.plan.model_copy(update={"magnification": magnification})
     backbone = RememberingBackbone(encoder.load().to(data.device)).eval()
-    segmenter = patch_encoder(plan, backbone, num_outputs=plan.labels.num_outputs).to(data.device).eval()
+    segmenter = (
+        patch_encoder(plan, backbone, num_outputs=data.classes("patch_linear").num_outputs).to(data.device).eval()
+    )
     folder = data.folder / "tokens" / digest_json([FORMAT, encoder.card.file_digest, data.digest, magnification])[:20]
     cases = _drawn((*data.split(cell.site)[0].train, *data.split(cell.site)[0].val), cell)
     layer = fit_patches(_tokens(data, plan, segmenter, cases, folder), max_iterations=FIT_ITERATIONS)
@@ -105,12 +105,17 @@ def patch_linear(data: SegmentationData, cell: Cell, encoder: Encoder) -> Model:
     with torch.no_grad():
         to_logits.weight.copy_(weights)
         to_logits.bias.copy_(biases)
+    loaded = _loaded(segmenter, plan, encoder, data)
+
+    def predict(name: str, volume: Volume, keep: bool) -> LabelMap:
+        with backbone.case(folder / f"{digest_json(name)[:20]}.safetensors" if keep else None):
+            return predict_volume(loaded, volume, case=name)
+
     return Model(
-        loaded=_loaded(segmenter, plan, encoder, data),
+        predict=predict,
         validation=layer.held_out_dice,
         num_train=len(cases),
         settings={"side": encoder.side(cell.resolution), "magnification": magnification, "strength": layer.strength},
-        case=lambda name: backbone.case(folder / f"{digest_json(name)[:20]}.safetensors"),
     )
 
 
@@ -137,7 +142,7 @@ def decoder(recipe: str) -> Fit:
         shutil.rmtree(run)  # the backbone is in there too; the features that it was trained on are kept
         num_train = len(data.split(cell.site)[0].train)
         return Model(
-            loaded=model,
+            predict=lambda name, volume, keep: predict_volume(model, volume, case=name),
             validation=summary.best_dice,
             num_train=num_train if cell.shots is None else min(num_train, cell.shots),
             settings={"side": encoder.side(cell.resolution), "magnification": magnification, "step": summary.best_step},

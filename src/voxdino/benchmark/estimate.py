@@ -11,8 +11,9 @@ from voxdino.benchmark.decoders import DECODER_EPOCHS, DECODER_STEPS, TRAIN_SLIC
 from voxdino.benchmark.encoders import Encoder
 from voxdino.benchmark.grid import Cell
 from voxdino.benchmark.images import IMAGES_AT_ONCE
+from voxdino.benchmark.matching import MOST_SLICES
 from voxdino.benchmark.segmentation import SegmentationData
-from voxdino.benchmark.tasks import Task
+from voxdino.benchmark.tasks import SegmentationTask, Task
 from voxdino.inference.tiles import tile_boxes
 from voxdino.models.precision import autocast, uses_bf16
 
@@ -53,19 +54,33 @@ class Speed:
 
 
 def estimate(
-    cell: Cell, data: ClassificationData | SegmentationData, task: Task, encoder: Encoder, speed: Speed, first: bool
+    cell: Cell,
+    data: ClassificationData | SegmentationData,
+    task: Task,
+    encoder: Encoder,
+    speed: Speed,
+    *,
+    first: bool,
+    fits: bool,
 ) -> Estimate:
-    """Of one cell. first: no earlier cell computes its features."""
+    """Of one cell. first: no earlier cell computes its features; fits: none fits its probe."""
     seconds_per_image = speed(encoder, encoder.side(cell.resolution))
     if isinstance(data, ClassificationData):
         num_images = data.num_missing(encoder, cell) if first else 0
         num_train = len(data.split(cell.site)["train"])
         width = 2 * encoder.card.num_parameters**0.35  # near enough to the width of a transformer
-        fit_s = 2 + FIT_S["linear"] * num_train * width * (4 if task.is_seeded else 1)
+        fit_s = 2 + FIT_S["linear"] * num_train * width * (4 if task.is_seeded else 1) if fits else 0.0
         return Estimate(num_images * seconds_per_image + fit_s, num_images)
     split, test = data.split(cell.site)
+    assert isinstance(task, SegmentationTask)
+    if task.cost == "none":
+        cases = (*split.val, *test) if fits else test
+        num_images = sum(min(MOST_SLICES, data.store.shape(case)[0]) for case in cases) if first else 0
+        return Estimate(num_images * seconds_per_image + CASE_S * len(cases), num_images)
     num_test = sum(_num_tiles(data, case) for case in test)
-    if task.is_seeded:  # decoders: features of all training slices, then steps
+    if not fits:
+        num_images, other_s = num_test, 0.0
+    elif task.cost == "steps":  # decoders: features of all training slices, then steps
         num_train = sum(data.store.shape(case)[0] for case in (*split.train, *split.val))
         num_images = (num_train if first else 0) + num_test
         other_s = DECODER_EPOCHS * DECODER_STEPS * STEP_S

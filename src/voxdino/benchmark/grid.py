@@ -1,12 +1,14 @@
 """The grid file: which encoders are measured on which tasks, at which resolutions, with how many cases."""
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.records import Record, nearest
+from voxdino.data.corruptions import CORRUPTIONS, STRENGTHS
 
 MOST_SITES = 20  # groups that are held back in turn; more of them are patients, not sites
 
@@ -33,7 +35,9 @@ class TaskEntry(Record):
     resolutions: pixels that the encoder sees, along the longer side of a picture (classification) or of a crop
                  (segmentation); brought to whole patches.
     shots:       numbers of training cases for the curve of small data: per class, or in all for segmentation.
-    shots_at:    the resolution of that curve; default: the middle one.
+    shots_at:    the resolution of that curve and of corruptions; default: the middle one.
+    corruptions: faults of the test images, names of voxdino.data.corruptions.CORRUPTIONS, or "all" of them; the probe
+                 is that of the images as they are.   strengths: of each fault, from 1 to 5.
     hold_out:    "split": the data set's test cases (or fold `fold`); "group": each group (site) in turn.
     axes, slices: of volumes to classify: the axes they are cut along, and slices of each axis, evenly spread.
     window:      3: a slice comes with its neighbours, as the three colours; 1: alone.
@@ -47,6 +51,8 @@ class TaskEntry(Record):
     resolutions: tuple[int, ...] = Field(min_length=1)
     shots: tuple[int, ...] = ()
     shots_at: int | None = None
+    corruptions: tuple[str, ...] | Literal["all"] = ()
+    strengths: tuple[int, ...] = STRENGTHS
     hold_out: Literal["split", "group"] = "split"
     fold: int = Field(default=0, ge=0)
     axes: tuple[Literal[0, 1, 2], ...] = Field(default=(0, 1), min_length=1)
@@ -55,7 +61,7 @@ class TaskEntry(Record):
     limit: int | None = Field(default=None, ge=2)
     read_options: ReadOptions = ReadOptions()
 
-    @field_validator("resolutions", "shots")
+    @field_validator("resolutions", "shots", "strengths")
     @classmethod
     def _ascending(cls, values: tuple[int, ...]) -> tuple[int, ...]:
         if any(value < 1 for value in values) or len(set(values)) < len(values):
@@ -63,10 +69,24 @@ class TaskEntry(Record):
         return tuple(sorted(values))
 
     @model_validator(mode="after")
+    def _corruptions_are_known(self) -> "TaskEntry":
+        for name in self.faults:
+            if name not in CORRUPTIONS:
+                raise ValueError(f"no corruption '{name}'.{nearest(name, CORRUPTIONS)} Known: {', '.join(CORRUPTIONS)}")
+        if not set(self.strengths) <= set(STRENGTHS):
+            raise ValueError(f"strengths {list(self.strengths)} must be from {STRENGTHS[0]} to {STRENGTHS[-1]}")
+        return self
+
+    @model_validator(mode="after")
     def _curve_has_a_place(self) -> "TaskEntry":
         if self.shots_at is not None and self.shots_at not in self.resolutions:
             raise ValueError(f"shots_at {self.shots_at} is none of the resolutions {list(self.resolutions)}")
         return self
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """The corruptions by name."""
+        return tuple(CORRUPTIONS) if self.corruptions == "all" else tuple(dict.fromkeys(self.corruptions))
 
     @property
     def curve_resolution(self) -> int:
@@ -94,7 +114,10 @@ class Grid(Record):
 
 
 class Cell(Record):
-    """One number of the grid to measure. shots, site: None for all training cases and the data set's own split."""
+    """One number of the grid to measure. shots, site: None for all training cases and the data set's own split.
+
+    corruption, strength: of the test images; None, 0 for images as they are.
+    """
 
     task: str
     encoder: str
@@ -102,22 +125,35 @@ class Cell(Record):
     shots: int | None = None
     site: str | None = None
     seed: int = 0
+    corruption: str | None = None
+    strength: int = 0
 
     @property
     def is_whole(self) -> bool:
-        """With all training cases, on the data set's own split."""
-        return self.shots is None and self.site is None
+        """With all training cases, on the data set's own split, of images as they are."""
+        return self.shots is None and self.site is None and self.corruption is None
+
+    @property
+    def clean(self) -> "Cell":
+        """The cell of the same probe, asked of images as they are."""
+        return self.model_copy(update={"corruption": None, "strength": 0})
+
+    @property
+    def key(self) -> object:
+        """What its file is named by. Without a corruption it is that of versions that knew none."""
+        return self.model_dump(mode="json", exclude=set() if self.corruption else {"corruption", "strength"})
 
     def __str__(self) -> str:
         few = "" if self.shots is None else f", {self.shots} cases, seed {self.seed}"
         site = "" if self.site is None else f", held-out {self.site}"
-        return f"{self.task}: {self.encoder} at {self.resolution} px{few}{site}"
+        fault = "" if self.corruption is None else f", {self.corruption} {self.strength}"
+        return f"{self.task}: {self.encoder} at {self.resolution} px{few}{site}{fault}"
 
 
 def cells_of(
     grid: Grid, encoders: Mapping[str, object], sites: Mapping[str, tuple[str | None, ...]], seeded: Mapping[str, bool]
 ) -> tuple[Cell, ...]:
-    """All cells, those of one encoder, data set and resolution after each other.
+    """All cells, those of one encoder, data set and resolution after each other; corruptions follow their probe.
 
     encoders: those that are there.  sites: of tasks that hold out groups.  seeded: task -> its probe depends on a seed
     even with all cases; of others the first seed is all there is.
@@ -128,10 +164,14 @@ def cells_of(
         for encoder in encoders:
             for resolution in task.resolutions:
                 at = Cell(task=task.name, encoder=encoder, resolution=resolution)
-                for site in sites.get(task.name, (None,)):
-                    cells += [at.model_copy(update={"site": site, "seed": seed}) for seed in whole]
-                if resolution == task.curve_resolution and task.hold_out == "split":
-                    drawn = [(number, seed) for number in task.shots for seed in grid.seeds]
+                has_curves = resolution == task.curve_resolution and task.hold_out == "split"
+                for site, seed in product(sites.get(task.name, (None,)), whole):
+                    cells.append(at.model_copy(update={"site": site, "seed": seed}))
+                    if has_curves and seed == grid.seeds[0]:
+                        faults = product(task.faults, task.strengths)
+                        cells += [cells[-1].model_copy(update={"corruption": f, "strength": s}) for f, s in faults]
+                if has_curves:
+                    drawn = product(task.shots, grid.seeds)
                     cells += [at.model_copy(update={"shots": number, "seed": seed}) for number, seed in drawn]
     return tuple(cells)
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -15,6 +15,8 @@ from voxdino.benchmark.encoders import Encoder
 from voxdino.benchmark.kept import is_kept, kept
 from voxdino.core.errors import DatasetError
 from voxdino.core.safe_files import digest_json
+from voxdino.data.corruptions import corrupted
+from voxdino.models.features import Features
 from voxdino.models.precision import autocast, uses_bf16
 from voxdino.preparation.classification import LabelledCase, load_image
 from voxdino.preparation.intensity import IMAGENET_MEAN, IMAGENET_SD
@@ -64,20 +66,30 @@ class ImageFeatures:
 
         return make
 
-    @torch.inference_mode()
     def _encoded(self, images: Float[Tensor, "B 3 S S"]) -> Float[Tensor, "B E"]:
-        backbone = self.encoder.load().to(self.device)
-        with autocast(self.device, self.bf16):
-            found = backbone(images.to(self.device), taps=backbone.default_taps()[-1:])
+        found = last_features(self.encoder, images, self.device, self.bf16)
         return torch.cat((found.cls_token.float(), found.maps[-1].float().mean((2, 3))), dim=1).cpu()
 
 
-class View:
-    """How a case becomes images of three planes: pictures as they are, volumes as slices along some axes."""
+@torch.inference_mode()
+def last_features(encoder: Encoder, images: Float[Tensor, "B 3 S S"], device: torch.device, bf16: bool) -> Features:
+    """The class token and the map of an encoder's last block."""
+    backbone = encoder.load().to(device)
+    with autocast(device, bf16):
+        return backbone(images.to(device), taps=backbone.default_taps()[-1:])
 
-    def __init__(self, ndim: int, axes: Sequence[int], slices: int, window: int) -> None:
+
+class View:
+    """How a case becomes images of three planes: pictures as they are, volumes as slices along some axes.
+
+    corruption: name and strength of a fault of voxdino.data.corruptions that every image gets.
+    """
+
+    def __init__(
+        self, ndim: int, axes: Sequence[int], slices: int, window: int, corruption: tuple[str, int] | None = None
+    ) -> None:
         self._axes = tuple(axes) if ndim == 3 else ()
-        self._slices, self._window = slices, window
+        self._slices, self._window, self._corruption = slices, window, corruption
 
     @property
     def num_images(self) -> int:
@@ -86,18 +98,27 @@ class View:
 
     @property
     def key(self) -> tuple[object, ...]:
-        return (list(self._axes), self._slices, self._window) if self._axes else ()
+        slices = (list(self._axes), self._slices, self._window) if self._axes else ()
+        return slices if self._corruption is None else (*slices, list(self._corruption))
 
     def __call__(self, case: LabelledCase, side: int) -> Float[Tensor, "S 3 side side"]:
+        """The images of a case. Errors: those of reading it, and of `images`."""
+        array = load_image(case).array
+        if self._corruption is not None:
+            array = corrupted(array, *self._corruption, of=case.id)
+        return self.images(array, side, where=case.file)
+
+    def images(
+        self, array: Shaped[np.ndarray, "C *spatial"], side: int, *, where: Path | None
+    ) -> Float[Tensor, "S 3 side side"]:
         """8-bit pixels as shares of 255, other values between two percentiles; stretched to a square, as ImageNet.
 
-        Of volumes with fewer slices than asked for some come twice; what lies beyond the first and the last slice is
-        that slice again. Errors: DatasetError for 2 or more than 3 channels.
+        array: in file values. Of volumes with fewer slices than asked for some come twice; what lies beyond the first
+        and the last slice is that slice again. Errors: DatasetError for 2 or more than 3 channels.
         """
-        array = load_image(case).array
         if len(array) not in (1, 3):
-            fact = f"{case.id}: {len(array)} channels; encoders take one, or three colours."
-            raise DatasetError(fact, where=case.file, fix="give one channel of each image.")
+            fact = f"{len(array)} channels; encoders take one, or three colours."
+            raise DatasetError(fact, where=where, fix="give one channel of each image.")
         image = _shares(array)
         planes = [image[None]] if not self._axes else [self._cut(image, axis) for axis in self._axes]
         resized = torch.cat([_resized(part, side) for part in planes])

@@ -8,6 +8,7 @@ from voxdino.benchmark.classification import CHOSEN_BY
 from voxdino.benchmark.compare import interval_of, labels_of
 from voxdino.benchmark.measures import MEASURES
 from voxdino.benchmark.result import CellResult
+from voxdino.benchmark.robustness import robustness_sections
 from voxdino.benchmark.standing import Standing, values_of
 from voxdino.benchmark.tasks import ClassificationTask
 from voxdino.benchmark.words import LEVEL, findings, warnings
@@ -43,7 +44,13 @@ def report_page(standing: Standing) -> ReportPage:
         sections += [_comparisons(standing)] if standing.comparisons else []
         sections += [*_ranks(standing), *_forests(standing), *_resolution_curves(standing), *_size_curves(standing)]
         sections += _reliability(standing)
-    sections += [*_small_data(standing), *_sites(standing), *_seeds(standing), *_everything(standing)]
+    sections += [
+        *_small_data(standing),
+        *robustness_sections(standing),
+        *_sites(standing),
+        *_seeds(standing),
+        *_everything(standing),
+    ]
     sections += [_encoders(standing), _failures(standing)]
     facts = (
         ("encoders", str(len(outcome.encoders))),

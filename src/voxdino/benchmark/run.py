@@ -6,6 +6,7 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -82,6 +83,7 @@ class Bench:
         self.absent = tuple(name for name in opened if name not in self.encoders)
         self.failed: dict[str, str] = {}
         self._data: dict[tuple[str, int], Data] = {}
+        self._fitted: tuple[Cell, Any] | None = None  # the last probe: cells of corruptions ask it again
         sites: dict[str, tuple[str | None, ...]] = {}
         for entry in grid.tasks:
             try:
@@ -101,7 +103,7 @@ class Bench:
         task, data = self.tasks[cell.task], self.data(cell)
         entry = entry_of(self.grid, cell.task)
         how = [entry.probe, entry.limit, entry.axes, entry.slices, entry.window]
-        key = [FORMAT, cell.to_json(), how, self.encoders[cell.encoder].card.file_digest, data.digest, task.chosen_by]
+        key = [FORMAT, cell.key, how, self.encoders[cell.encoder].card.file_digest, data.digest, task.chosen_by]
         key.append(data.ids(cell.site))
         return self.folder / "cells" / f"{digest_json(key)[:24]}.json"
 
@@ -114,12 +116,14 @@ class Bench:
 
     def measure(self, cell: Cell) -> CellResult:
         """Errors: those of the data, the encoder and the probe."""
-        task, data, encoder = self.tasks[cell.task], self.data(cell), self.encoders[cell.encoder]
-        if isinstance(task, ClassificationTask):
-            assert isinstance(data, ClassificationData)
-            return data.measure(cell, encoder, task.fit)
-        assert isinstance(data, SegmentationData)
-        return data.measure(cell, encoder, task.fit)
+        started = time.monotonic()
+        fit: Any = self.tasks[cell.task].fit  # of the kind that the task's data take
+        data, encoder = self.data(cell), self.encoders[cell.encoder]
+        if self._fitted is None or self._fitted[0] != cell.clean:
+            self._fitted = None  # memory for one
+            self._fitted = cell.clean, data.fit(cell.clean, encoder, fit)
+        result = data.measure(cell, encoder, self._fitted[1])
+        return result.model_copy(update={"elapsed_s": round(time.monotonic() - started, 2)})
 
     def _open(self, entry: TaskEntry, root: Path) -> None:
         task = self.tasks[entry.name]
@@ -309,15 +313,15 @@ def _measured_elsewhere(
 
 
 def _estimates(bench: Bench, todo: Sequence[Cell]) -> dict[Cell, float]:
-    """Seconds of each cell; features that an earlier cell of the list computes are not counted again."""
-    speed, counted = Speed(bench.device), set[tuple[str, str, int]]()
+    """Seconds of each; features that an earlier cell of the list computes, and its probe, are not counted again."""
+    speed, counted = Speed(bench.device), set[object]()
     found = {}
     for cell in todo:
-        first = (cell.task, cell.encoder, cell.resolution) not in counted
-        counted.add((cell.task, cell.encoder, cell.resolution))
-        found[cell] = estimate(
-            cell, bench.data(cell), bench.tasks[cell.task], bench.encoders[cell.encoder], speed, first
-        ).seconds
+        images = cell.task, cell.encoder, cell.resolution, cell.corruption, cell.strength
+        is_first, fits = images not in counted, cell.clean not in counted
+        counted |= {images, cell.clean}
+        task, encoder = bench.tasks[cell.task], bench.encoders[cell.encoder]
+        found[cell] = estimate(cell, bench.data(cell), task, encoder, speed, first=is_first, fits=fits).seconds
     return found
 
 

@@ -1,8 +1,6 @@
 """Cells of segmentation tasks: frozen encoders under a linear layer or a light decoder, on the original grids."""
 
-import time
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,13 +12,14 @@ from voxdino.benchmark.encoders import Encoder
 from voxdino.benchmark.grid import Cell, TaskEntry
 from voxdino.benchmark.result import CellResult
 from voxdino.core.errors import DatasetError, InputError, UsageError, without_folders
+from voxdino.core.labels import LabelSet
 from voxdino.core.locks import lock_folder
 from voxdino.core.records import Record
 from voxdino.core.safe_files import digest_json, write_json
+from voxdino.core.volume import LabelMap, Volume
+from voxdino.data.corruptions import corrupted
 from voxdino.data.store import CaseStore
 from voxdino.evaluation.measure import Measures, score_label_maps
-from voxdino.inference.load import LoadedModel
-from voxdino.inference.predictor import predict_volume
 from voxdino.preparation.case import Case, Dataset, Split
 from voxdino.preparation.check import survey
 from voxdino.preparation.dataset import read_case, read_dataset
@@ -49,14 +48,14 @@ class SetRecord(Record):
 class Model:
     """What a probe gives: a model to predict with.
 
-    validation: Dice on cases that neither train nor test.   case(id): the block in which a case is predicted.
+    predict(case, volume, keep): a label map in file ids; keep: what was computed of the case may serve again.
+    validation: Dice on cases that neither train nor test.
     """
 
-    loaded: LoadedModel
+    predict: Callable[[str, Volume, bool], LabelMap]
     validation: float | None
     num_train: int
     settings: Mapping[str, float | int | str | None]
-    case: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
 
 
 Fit = Callable[["SegmentationData", Cell, Encoder], Model]
@@ -118,22 +117,29 @@ class SegmentationData:
         split, test = self.split(site)
         return [list(split.train), list(split.val), list(test)]
 
+    def classes(self, probe: str) -> LabelSet:
+        """The labels of a probe that gives every voxel one class. Errors: UsageError for overlapping regions."""
+        if self.plan.labels.regions:
+            fix = "take the probe decoder_2d, or a data set whose labels are classes."
+            raise UsageError(f"{probe} takes no overlapping regions.", where=self.dataset.root, fix=fix)
+        return self.plan.labels
+
     def magnification(self, encoder: Encoder, resolution: int) -> float:
         """Network pixels per prepared voxel that make the longer side of a crop `resolution` long."""
         return round(encoder.side(resolution) / max(self.plan.crop), 4)
 
-    def measure(self, cell: Cell, encoder: Encoder, fit: Fit) -> CellResult:
-        """Fit a probe, predict the test cases, score them."""
-        started = time.monotonic()
-        model = fit(self, cell, encoder)
+    def fit(self, cell: Cell, encoder: Encoder, fit: Fit) -> Model:
+        return fit(self, cell, encoder)
+
+    def measure(self, cell: Cell, encoder: Encoder, model: Model) -> CellResult:
+        """Predict the test cases, score them."""
         test = self.split(cell.site)[1]
         cases = {case.id: case for case in self.dataset.cases}
         scores: dict[str, list[float | None]] = {metric: [] for metric in METRICS}
         done, failed = list[str](), dict[str, str]()
         for name in test:
             try:
-                with model.case(name):
-                    values = self._score(cases[name], model.loaded)
+                values = self.score(cases[name], model.predict, cell)
             except InputError as error:
                 failed[name] = without_folders(error, {file.parent: "" for file in cases[name].files})
                 continue
@@ -153,10 +159,11 @@ class SegmentationData:
             settings=dict(model.settings),
             failed=failed,
             leaked=self._leaked(test, encoder),
-            elapsed_s=round(time.monotonic() - started, 2),
         )
 
-    def _score(self, case: Case, model: LoadedModel) -> dict[str, float | None]:
+    def score(
+        self, case: Case, predict: Callable[[str, Volume, bool], LabelMap], cell: Cell
+    ) -> dict[str, float | None]:
         """Each metric, averaged over the structures where it is defined."""
         known = self.store.record(case.id).source_digests
         for file in case.files:
@@ -166,7 +173,9 @@ class SegmentationData:
         labels = self.plan.labels
         volume, reference = read_case(case, self.plan.read_options, labels)
         assert reference is not None
-        predicted = predict_volume(model, volume, case=case.id)
+        if cell.corruption is not None:
+            volume = replace(volume, array=corrupted(volume.array, cell.corruption, cell.strength, of=case.id))
+        predicted = predict(case.id, volume, cell.corruption is None)
         rows = score_label_maps(
             labels.to_indices(predicted.array),
             labels.to_indices(reference.array),

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from statistics import fmean
 
 import numpy as np
 
@@ -24,6 +25,33 @@ class Entry:
     encoder: Encoder
     result: CellResult
     score: Interval
+
+
+@dataclass(frozen=True)
+class Robustness:
+    """An encoder on a task whose test images are corrupted. clean: its score of images as they are.
+
+    scores: fault -> strength -> score.
+    """
+
+    result: CellResult
+    clean: float
+    scores: dict[str, dict[int, float]]
+
+    @property
+    def means(self) -> dict[str, float]:
+        """Of each fault over its strengths."""
+        return {name: fmean(of_strength.values()) for name, of_strength in self.scores.items()}
+
+    @property
+    def drop(self) -> float:
+        """How far the score falls, on average over faults and strengths."""
+        return self.clean - fmean(self.means.values())
+
+    @property
+    def worst(self) -> str:
+        """The fault that it suffers most from."""
+        return min(self.means, key=lambda name: self.means[name])
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +84,16 @@ class Standing:
     def sites(self, task: str, encoder: str) -> list[CellResult]:
         """With each site held out, at the resolution of the curve of small data."""
         return [one for one in self._of(task, encoder) if one.cell.site is not None]
+
+    def robustness(self, task: TaskEntry, encoder: str) -> Robustness | None:
+        """None where no corruption was measured."""
+        metric, scores = TASKS[task.probe].metric, dict[str, dict[int, float]]()
+        clean = [one for one in self.whole(task.name, encoder) if one.cell.resolution == task.curve_resolution]
+        for one in self._of(task.name, encoder):
+            if one.cell.corruption is not None and (value := value_of(one, metric)) is not None:
+                scores.setdefault(one.cell.corruption, {})[one.cell.strength] = value
+        whole = values_of(clean, metric)
+        return Robustness(clean[0], whole[0], scores) if whole and scores else None
 
     def seeds(self, result: CellResult) -> list[CellResult]:
         """The same cell with every seed."""

@@ -3,12 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from voxdino.benchmark import classification, decoders, segmentation
+from voxdino.benchmark import classification, decoders, matching, segmentation
 
 
 @dataclass(frozen=True)
 class ClassificationTask:
-    """A probe of whole pictures (ndim 2) or volumes (3).
+    """A probe of whole pictures (ndim 2), volumes (3) or both (None).
 
     metric:    what methods are compared by.   chosen_by: what the resolution is chosen by, of the validation cases.
     is_seeded: it depends on a seed.   kind: whose table of all numbers it stands in.
@@ -16,7 +16,7 @@ class ClassificationTask:
 
     fit: classification.Fit
     what: str
-    ndim: Literal[2, 3]
+    ndim: Literal[2, 3] | None = None
     is_seeded: bool = False
     metric: str = "auroc"
     chosen_by: str = classification.CHOSEN_BY
@@ -26,11 +26,12 @@ class ClassificationTask:
 
 @dataclass(frozen=True)
 class SegmentationTask:
-    """A probe of patch tokens; see ClassificationTask. ndim: None for pictures and volumes."""
+    """A probe of patch tokens; see ClassificationTask. cost: of what making it ready is made (`estimate`)."""
 
     fit: segmentation.Fit
     what: str
     ndim: Literal[3] | None = None
+    cost: Literal["fit", "steps", "none"] = "fit"
     is_seeded: bool = False
     metric: str = "dice"
     chosen_by: str = "dice"
@@ -45,6 +46,10 @@ def _bags(pooling: str, what: str, *, is_seeded: bool = False) -> Classification
     return ClassificationTask(classification.bags(pooling), what, ndim=3, is_seeded=is_seeded)
 
 
+def _decoder(recipe: str, what: str, ndim: Literal[3] | None = None) -> SegmentationTask:
+    return SegmentationTask(decoders.decoder(recipe), what, ndim=ndim, cost="steps", is_seeded=True)
+
+
 TASKS: dict[str, Task] = {
     "linear": ClassificationTask(classification.linear, "logistic regression", ndim=2),
     "knn": ClassificationTask(classification.knn, "20 nearest neighbours", ndim=2),
@@ -52,7 +57,18 @@ TASKS: dict[str, Task] = {
     "slice_max": _bags("max", "logistic regression of the maximum of slices"),
     "slice_attention": _bags("attention", "attentive pooling of slices", is_seeded=True),
     "abmil": _bags("abmil", "gated attention over slices", is_seeded=True),
+    "retrieval": ClassificationTask(
+        classification.retrieval,
+        "nearest training images",
+        metric="map@10",
+        chosen_by="map@10",
+        metrics=("map@10", "recall@1", "recall@5", "recall@10"),
+        kind="retrieval",
+    ),
     "patch_linear": SegmentationTask(decoders.patch_linear, "linear layer on patch tokens"),
-    "decoder_2d": SegmentationTask(decoders.decoder("segdino_v1"), "light 2-D decoder", is_seeded=True),
-    "decoder_3d": SegmentationTask(decoders.decoder("frozen_conv3d"), "stacked 3-D decoder", ndim=3, is_seeded=True),
+    "decoder_2d": _decoder("segdino_v1", "light 2-D decoder"),
+    "decoder_3d": _decoder("frozen_conv3d", "stacked 3-D decoder", ndim=3),
+    "correspondence": SegmentationTask(
+        matching.one_case, "masks of one case, carried over", cost="none", is_seeded=True
+    ),
 }

@@ -85,6 +85,10 @@ def _of_task(standing: Standing, entry: TaskEntry) -> Iterator[str]:
     if best.score.mean is not None and best.score.mean < LOW.get(metric, 0.0):
         yield f"With {name} below {LOW[metric]} the frozen features are of little use here."
     yield from _by_resolution(standing, entry.name, best, metric)
+    robust = standing.robustness(entry, best.encoder.name)
+    if robust is not None:
+        worst = f"most under {robust.worst.replace('_', ' ')} (to {robust.means[robust.worst]:.3f})"
+        yield f"Corrupted images cost it {robust.drop:.3f} on average at {robust.result.cell.resolution} px, {worst}."
 
 
 def _against(standing: Standing, task: str, best: Entry, floor: Entry) -> str:

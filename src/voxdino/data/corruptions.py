@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from numpy.typing import NDArray
 from PIL import Image as PillowImage
 from torch import Tensor
 
 from voxdino.core.errors import ConfigError
+from voxdino.core.safe_files import digest_bytes
 
 STRENGTHS = (1, 2, 3, 4, 5)
 
@@ -110,6 +111,21 @@ CORRUPTIONS: dict[str, Corruption] = {
     corruption.__name__: corruption
     for corruption in (noise, rician, low_dose, blur, bias_field, ghosting, contrast, resolution, jpeg)
 }
+
+
+def corrupted(image: Shaped[np.ndarray, "C *spatial"], name: str, strength: int, *, of: str) -> NDArray[Any]:
+    """An image in file values after a fault of CORRUPTIONS, as a file of its type holds it: whole numbers are rounded,
+    and what lies beyond the type is at its end.
+
+    of: whose image it is; it has the same fault every time, and at every strength the same pattern.
+    Errors: ConfigError for a strength that is none.
+    """
+    rng = np.random.default_rng(int(digest_bytes(f"{name} {of}".encode())[:16], 16))
+    changed = CORRUPTIONS[name](image.astype(np.float32), strength, rng)
+    if image.dtype.kind not in "iu":
+        return changed.astype(image.dtype)
+    ends = np.iinfo(image.dtype)
+    return np.rint(changed.astype(np.float64)).clip(ends.min, ends.max).astype(image.dtype)
 
 
 def _at(strength: int, values: tuple[float, ...]) -> float:

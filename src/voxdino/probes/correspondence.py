@@ -55,9 +55,13 @@ def transfer_labels(
     votes = knn_probabilities(
         source.flatten(1).T, shares, target.flatten(1).T, num_classes=num_classes, k=k, temperature=temperature
     )
-    grid = votes.T.reshape(1, num_classes, *target.shape[1:])
     mode = "trilinear" if label.ndim == 3 else "bilinear"
-    return F.interpolate(grid, size=tuple(target_shape), mode=mode)[0].argmax(0)
+    most, winner = torch.full(tuple(target_shape), -1.0), torch.zeros(tuple(target_shape), dtype=torch.int64)
+    for index, column in enumerate(votes.T.float()):  # one class at a time: large volumes of many fit into memory
+        share = F.interpolate(column.reshape(1, 1, *target.shape[1:]), size=tuple(target_shape), mode=mode)[0, 0]
+        winner[share > most] = index
+        most = torch.maximum(most, share)
+    return winner
 
 
 def distances_mm(

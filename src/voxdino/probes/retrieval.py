@@ -28,6 +28,39 @@ class RetrievalScores(Record):
     num_unmatched: int
 
 
+def query_scores(
+    queries: Float[Tensor, "Q E"],
+    query_labels: Labels,
+    gallery: Float[Tensor, "N E"],
+    gallery_labels: Labels,
+    *,
+    ks: Sequence[int] = (1, 5, 10),
+    query_groups: Sequence[str | None] | None = None,
+    gallery_groups: Sequence[str | None] | None = None,
+) -> dict[str, Float[Tensor, " Q"]]:
+    """Of each query "recall@k": 1 with a match among the k nearest, else 0; "map@k": its average precision.
+
+    NaN for queries without any match in the gallery; arguments as of `retrieval_scores`.
+    """
+    units = F.normalize(gallery.detach().cpu().float(), dim=1)
+    hits, totals = [], []
+    for first in range(0, len(queries), CHUNK):
+        part = slice(first, first + CHUNK)
+        nearness = F.normalize(queries[part].detach().cpu().float(), dim=1) @ units.T  # (q, N)
+        matches = _matches(query_labels[part].cpu(), gallery_labels.cpu())
+        if query_groups is not None and gallery_groups is not None:
+            own = _same(query_groups[part], gallery_groups)
+            nearness, matches = nearness.masked_fill(own, -torch.inf), matches & ~own
+        order = nearness.topk(min(max(ks), len(units)), dim=1).indices
+        hits.append(matches.gather(1, order))
+        totals.append(matches.sum(1))
+    found, total = torch.cat(hits), torch.cat(totals)
+    nowhere = total == 0
+    recall = {f"recall@{k}": found[:, :k].any(1).double() for k in ks}
+    precision = {f"map@{k}": _average_precision(found[:, :k], total.clamp(1, k)) for k in ks}
+    return {name: values.masked_fill(nowhere, torch.nan) for name, values in (recall | precision).items()}
+
+
 def retrieval_scores(
     queries: Float[Tensor, "Q E"],
     query_labels: Labels,
@@ -44,28 +77,16 @@ def retrieval_scores(
     groups: images of the query's own patient are no finds; without groups every image of the gallery counts.
     Errors: DatasetError where no query has a match.
     """
-    units = F.normalize(gallery.detach().cpu().float(), dim=1)
-    hits, totals = [], []
-    for first in range(0, len(queries), CHUNK):
-        part = slice(first, first + CHUNK)
-        nearness = F.normalize(queries[part].detach().cpu().float(), dim=1) @ units.T  # (q, N)
-        matches = _matches(query_labels[part].cpu(), gallery_labels.cpu())
-        if query_groups is not None and gallery_groups is not None:
-            own = _same(query_groups[part], gallery_groups)
-            nearness, matches = nearness.masked_fill(own, -torch.inf), matches & ~own
-        order = nearness.topk(min(max(ks), len(units)), dim=1).indices
-        hits.append(matches.gather(1, order))
-        totals.append(matches.sum(1))
-    found, total = torch.cat(hits), torch.cat(totals)
-    known = total > 0
-    if not bool(known.any()):
+    groups = {"query_groups": query_groups, "gallery_groups": gallery_groups}
+    scores = query_scores(queries, query_labels, gallery, gallery_labels, ks=ks, **groups)
+    is_known = ~scores[f"recall@{ks[0]}"].isnan()
+    if not bool(is_known.any()):
         raise DatasetError("no query has a match in the gallery", fix="give a gallery with the classes of the queries.")
-    found, total = found[known], total[known]
     return RetrievalScores(
-        recall={k: float(found[:, :k].any(1).double().mean()) for k in ks},
-        average_precision={k: float(_average_precision(found[:, :k], total.clamp(max=k)).mean()) for k in ks},
-        num_queries=len(found),
-        num_unmatched=int((~known).sum()),
+        recall={k: float(scores[f"recall@{k}"].nanmean()) for k in ks},
+        average_precision={k: float(scores[f"map@{k}"].nanmean()) for k in ks},
+        num_queries=int(is_known.sum()),
+        num_unmatched=int((~is_known).sum()),
     )
 
 
