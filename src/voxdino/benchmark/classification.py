@@ -25,7 +25,7 @@ from voxdino.probes.fitting import spread
 from voxdino.probes.knn import knn_probabilities
 from voxdino.probes.linear import fit_linear_probe
 from voxdino.probes.pooling import fit_bag_probe
-from voxdino.probes.retrieval import query_scores
+from voxdino.probes.retrieval import retrieval_scores
 
 NUM_PARTS = 5  # one of them chooses
 CHOSEN_BY = "auroc"  # of CLASSIFICATION_METRICS, of the validation cases: chooses the resolution, and nothing else
@@ -108,7 +108,7 @@ def retrieval(train: Part, validation: Part, known: ClassificationSet, seed: int
     """Are the nearest training images (volumes: means of their slices) of the same class, or share a label?"""
 
     def found(part: Part) -> dict[str, Float[Tensor, " N"]]:
-        return query_scores(part.features.mean(1), part.labels, train.features.mean(1), train.labels)
+        return retrieval_scores(part.features.mean(1), part.labels, train.features.mean(1), train.labels)
 
     def answers(part: Part) -> dict[str, Any]:
         columns = {name: values.tolist() for name, values in found(part).items()}

@@ -76,7 +76,8 @@ def last_features(encoder: Encoder, images: Float[Tensor, "B 3 S S"], device: to
     """The class token and the map of an encoder's last block."""
     backbone = encoder.load().to(device)
     with autocast(device, bf16):
-        return backbone(images.to(device), taps=backbone.default_taps()[-1:])
+        found: Features = backbone(images.to(device), taps=backbone.default_taps()[-1:])
+    return found
 
 
 class View:

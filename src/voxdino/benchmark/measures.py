@@ -27,10 +27,13 @@ class Measure:
     better: Literal["higher", "lower"] | None
 
 
-_DEFINED = {name: (one.definition, one.better) for name, one in (*CLASSIFICATION_METRICS.items(), *METRICS.items())}
-_RETRIEVAL = {f"recall@{k}": (f"recall:any-match-of-{k}-nearest", "higher") for k in (1, 5, 10)}
-_RETRIEVAL["map@10"] = "average-precision:10-nearest-of-what-10-could-be", "higher"
+def _name(metric: str) -> str:
+    return NAMES.get(metric, metric.replace("_", " ").replace("@", " at "))
+
+
 MEASURES = {
-    name: Measure(NAMES.get(name, name.replace("_", " ").replace("@", " at ")), definition, better)
-    for name, (definition, better) in (_DEFINED | _RETRIEVAL).items()
+    **{name: Measure(_name(name), one.definition, one.better) for name, one in CLASSIFICATION_METRICS.items()},
+    **{name: Measure(_name(name), one.definition, one.better) for name, one in METRICS.items()},
+    **{f"recall@{k}": Measure(_name(f"recall@{k}"), f"recall:match-of-{k}-nearest", "higher") for k in (1, 5, 10)},
+    "map@10": Measure(_name("map@10"), "average-precision:10-nearest-of-what-10-could-be", "higher"),
 }

@@ -122,7 +122,8 @@ class Bench:
         if self._fitted is None or self._fitted[0] != cell.clean:
             self._fitted = None  # memory for one
             self._fitted = cell.clean, data.fit(cell.clean, encoder, fit)
-        result = data.measure(cell, encoder, self._fitted[1])
+        fitted: Any = self._fitted[1]
+        result = data.measure(cell, encoder, fitted)
         return result.model_copy(update={"elapsed_s": round(time.monotonic() - started, 2)})
 
     def _open(self, entry: TaskEntry, root: Path) -> None:

@@ -128,11 +128,12 @@ def smallest_detectable_difference(
 def _by_group(differences: Float[np.ndarray, " N"], groups: Sequence[Hashable] | None) -> Float[np.ndarray, " G"]:
     """The defined differences, or the mean of those of each group."""
     is_defined = ~np.isnan(differences)
-    if groups is None:
-        return differences[is_defined]
-    kept = [group for group, is_kept in zip(groups, is_defined, strict=True) if is_kept]
-    sums, sizes = sum_groups(differences[is_defined], kept)
-    return sums / sizes
+    defined: Float[np.ndarray, " G"] = differences[is_defined]
+    if groups is not None:
+        kept = [group for group, is_kept in zip(groups, is_defined, strict=True) if is_kept]
+        sums, sizes = sum_groups(defined, kept)
+        defined = sums / sizes
+    return defined
 
 
 def _wilcoxon(differences: Float[np.ndarray, "N"]) -> float:

@@ -7,28 +7,12 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from voxdino.core.errors import DatasetError
-from voxdino.core.records import Record
 from voxdino.probes.knn import CHUNK
 
 Labels = Int[Tensor, " _"] | Int[Tensor, "_ K"]
 
 
-class RetrievalScores(Record):
-    """Means over the queries that have a match in the gallery.
-
-    recall:            k -> share of queries with a match among the k nearest.
-    average_precision: k -> mean of the average precision of the k nearest, as a share of the best that k could give.
-    num_unmatched:     queries left out because no image of the gallery matches.
-    """
-
-    recall: dict[int, float]
-    average_precision: dict[int, float]
-    num_queries: int
-    num_unmatched: int
-
-
-def query_scores(
+def retrieval_scores(
     queries: Float[Tensor, "Q E"],
     query_labels: Labels,
     gallery: Float[Tensor, "N E"],
@@ -38,9 +22,12 @@ def query_scores(
     query_groups: Sequence[str | None] | None = None,
     gallery_groups: Sequence[str | None] | None = None,
 ) -> dict[str, Float[Tensor, " Q"]]:
-    """Of each query "recall@k": 1 with a match among the k nearest, else 0; "map@k": its average precision.
+    """Of each query, by cosine similarity, "recall@k": 1 with a match among the k nearest, else 0; and "map@k": the
+    average precision of the k nearest, as a share of the best that k could give. NaN where no image of the gallery
+    matches; the means of the others are recall and mAP at k.
 
-    NaN for queries without any match in the gallery; arguments as of `retrieval_scores`.
+    Images match that have the same class, or at least one label in common (labels (N, K) of 0 and 1).
+    groups: images of the query's own patient are no finds; without groups every image of the gallery counts.
     """
     units = F.normalize(gallery.detach().cpu().float(), dim=1)
     hits, totals = [], []
@@ -59,35 +46,6 @@ def query_scores(
     recall = {f"recall@{k}": found[:, :k].any(1).double() for k in ks}
     precision = {f"map@{k}": _average_precision(found[:, :k], total.clamp(1, k)) for k in ks}
     return {name: values.masked_fill(nowhere, torch.nan) for name, values in (recall | precision).items()}
-
-
-def retrieval_scores(
-    queries: Float[Tensor, "Q E"],
-    query_labels: Labels,
-    gallery: Float[Tensor, "N E"],
-    gallery_labels: Labels,
-    *,
-    ks: Sequence[int] = (1, 5, 10),
-    query_groups: Sequence[str | None] | None = None,
-    gallery_groups: Sequence[str | None] | None = None,
-) -> RetrievalScores:
-    """Recall and mean average precision at each k, neighbours by cosine similarity.
-
-    Images match that have the same class, or at least one label in common (labels (N, K) of 0 and 1).
-    groups: images of the query's own patient are no finds; without groups every image of the gallery counts.
-    Errors: DatasetError where no query has a match.
-    """
-    groups = {"query_groups": query_groups, "gallery_groups": gallery_groups}
-    scores = query_scores(queries, query_labels, gallery, gallery_labels, ks=ks, **groups)
-    is_known = ~scores[f"recall@{ks[0]}"].isnan()
-    if not bool(is_known.any()):
-        raise DatasetError("no query has a match in the gallery", fix="give a gallery with the classes of the queries.")
-    return RetrievalScores(
-        recall={k: float(scores[f"recall@{k}"].nanmean()) for k in ks},
-        average_precision={k: float(scores[f"map@{k}"].nanmean()) for k in ks},
-        num_queries=int(is_known.sum()),
-        num_unmatched=int((~is_known).sum()),
-    )
 
 
 def _average_precision(found: Bool[Tensor, "Q k"], most: Int[Tensor, " Q"]) -> Float[Tensor, " Q"]:
