@@ -100,8 +100,8 @@ def evaluate(
     from voxdino.evaluation.papers import PAPERS
 
     if is_classified(predictions):
-        given = {"--labels": labels, "--lesions": lesions, "--paper-compat": paper_compat, "--map": map_, "--run": run}
-        given |= {"--on": on, "--shard": shard}
+        given: dict[str, object] = {"--labels": labels, "--lesions": lesions, "--paper-compat": paper_compat}
+        given |= {"--map": map_, "--run": run, "--on": on, "--shard": shard}
         score_classes(predictions, references, metrics, groups, out, json=json, without=given)
         return
     options = read_options(
