@@ -1,9 +1,10 @@
 """Training through attention in bfloat16 on the CPU: plain matmuls beside torch's fused kernel.
 
-python benchmarks/attention.py [--runs 15] [--save docs/results/attention.md]
+python benchmarks/attention.py [--backbones voxdino_tiny FILE ...] [--runs 15] [--save docs/results/attention.md]
 
-Six heads of 64 channels (ViT-S), about two thousand tokens at once, forward and backward; medians of runs that take
-turns. The error is that of the output against float32, of normal queries and keys with an offset common to all keys.
+Time: six heads of 64 channels (ViT-S), about two thousand tokens at once, forward and backward; medians of runs that
+take turns. Error: of the last feature maps of whole backbones, and of the gradients of all their weights, against
+float32 on phantoms; with the spread of a query's logits (before softmax) in the block where it is largest.
 """
 
 import argparse
@@ -15,59 +16,93 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from voxdino.models.backbones import blocks
+from voxdino.models.precision import autocast
+from voxdino.models.weights import load_backbone
+from voxdino.preparation.phantoms import draw_phantom
 
 TOKENS, HEADS, CHANNELS, AT_ONCE = (37, 65, 197, 257, 577), 6, 64, 2056
-HEAD = "| tokens | images | times as fast | error fused | error plain |\n| --- | --- | --- | --- | --- |\n"
+TIMES = "| tokens | images | times as fast |\n| --- | --- | --- |\n"
+ERRORS = (
+    "| backbone | SD of logits | features, fused | features, plain | gradients, fused | gradients, plain |\n"
+    "| --- | --- | --- | --- | --- | --- |\n"
+)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--backbones", nargs="*", default=["voxdino_tiny"])
     parser.add_argument("--runs", type=int, default=15)
     parser.add_argument("--save", type=Path)
     arguments = parser.parse_args()
-    body = "".join(row(num_tokens, arguments.runs) for num_tokens in TOKENS)
+    times = "".join(row(num_tokens, arguments.runs) for num_tokens in TOKENS)
+    errors = "".join(errors_of(backbone) for backbone in arguments.backbones)
+    names = " ".join(Path(backbone).name for backbone in arguments.backbones)
     text = f"""# Attention in bfloat16 on the CPU
 
-`python benchmarks/attention.py`, {datetime.date.today()}, torch {torch.__version__}, {os.cpu_count()} cores
-{platform.machine()}: forward and backward of plain matmuls (`voxdino.models.backbones.blocks.attend`) beside torch's
-`scaled_dot_product_attention`; medians of {arguments.runs} runs. Without gradients the two take about the same time.
+`python benchmarks/attention.py --backbones {names}`, {datetime.date.today()},
+torch {torch.__version__}, {os.cpu_count()} cores {platform.machine()}: forward and backward of plain matmuls
+(`voxdino.models.backbones.blocks.attend`) beside torch's `scaled_dot_product_attention`; medians of {arguments.runs} runs. Without gradients the two take about the same time.
 
-{HEAD}{body}"""
+{TIMES}{times}
+Errors of whole backbones in training, relative to float32:
+
+{ERRORS}{errors}"""
     print(text)
     if arguments.save:
         arguments.save.write_text(text)
 
 
 def row(num_tokens: int, runs: int) -> str:
-    torch.manual_seed(0)
     images = max(1, AT_ONCE // num_tokens)
-    exact = torch.randn(images, num_tokens, 3, HEADS, CHANNELS)
-    exact[:, :, 1] += 3 * torch.randn(CHANNELS)
-    packed = exact.bfloat16().requires_grad_()
+    packed = torch.randn(images, num_tokens, 3, HEADS, CHANNELS).bfloat16().requires_grad_()
     kernels: list[Callable[[Tensor, Tensor, Tensor], Tensor]] = [F.scaled_dot_product_attention, blocks.attend]
-    true = kernels[0](*parts(exact))
     seconds: list[list[float]] = [[], []]
-    errors = [0.0, 0.0]
     for _ in range(runs + 2):
-        for number, kernel in enumerate(kernels):
+        for kernel, found in zip(kernels, seconds, strict=True):
             started = time.perf_counter()
-            out = kernel(*parts(packed))
-            out.sum().backward()  # type: ignore[no-untyped-call]
-            seconds[number].append(time.perf_counter() - started)
-            errors[number] = float((out.detach() - true).norm() / true.norm())
+            parts = packed.permute(2, 0, 3, 1, 4).unbind(0)  # as an attention layer cuts them from one product
+            kernel(*parts).sum().backward()  # type: ignore[no-untyped-call]
+            found.append(time.perf_counter() - started)
     fused, plain = (statistics.median(found[2:]) for found in seconds)
-    cells = [str(num_tokens), str(images), f"{fused / plain:.1f}", *(f"{error:.4f}" for error in errors)]
-    return f"| {' | '.join(cells)} |\n"
+    return f"| {num_tokens} | {images} | {fused / plain:.1f} |\n"
 
 
-def parts(packed: Tensor) -> tuple[Tensor, ...]:
-    """Queries, keys and values as an attention layer cuts them from one product."""
-    return packed.permute(2, 0, 3, 1, 4).unbind(0)
+def errors_of(source: str) -> str:
+    """Both kernels in one backbone, on slices of three phantoms."""
+    backbone = load_backbone(source)[0].eval()
+    side = 16 * backbone.patch_size
+    slices = [draw_phantom(np.random.default_rng(seed))[0].array[:, :, :, 10] for seed in range(3)]
+    parts = [F.interpolate(torch.from_numpy(one).float()[None], size=(side, side), mode="bilinear") for one in slices]
+    images = torch.cat(parts).expand(-1, 3, -1, -1)
+    images = (images - images.mean()) / images.std()
+    original, spreads = blocks.attend, list[float]()
+
+    def watched(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        spreads.append(float((q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).detach().std(-1).mean()))
+        return original(q, k, v)
+
+    def trained(kernel: Callable[[Tensor, Tensor, Tensor], Tensor], bf16: bool) -> tuple[Tensor, Tensor]:
+        blocks.attend = kernel
+        backbone.zero_grad()
+        with autocast(torch.device("cpu"), bf16):
+            features = backbone(images).maps[-1].float()
+        noise = torch.randn(features.shape, generator=torch.Generator().manual_seed(0))
+        (features * noise).sum().backward()  # type: ignore[no-untyped-call]
+        found = [parameter.grad.flatten() for parameter in backbone.parameters() if parameter.grad is not None]
+        return features.detach(), torch.cat(found)
+
+    exact = trained(watched, bf16=False)
+    both = [trained(kernel, bf16=True) for kernel in (F.scaled_dot_product_attention, original)]
+    cells = [
+        f"{float((found[part] - exact[part]).norm() / exact[part].norm()):.4f}" for part in range(2) for found in both
+    ]
+    return f"| {Path(source).stem} | {max(spreads):.1f} | {' | '.join(cells)} |\n"
 
 
 if __name__ == "__main__":

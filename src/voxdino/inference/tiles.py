@@ -11,7 +11,7 @@ from jaxtyping import Float
 Box = tuple[slice, ...]
 Seen = tuple[Box, Any, Any]  # rows and columns, values (d, C, h, w) there, and the share (h, w) they have in the blend
 
-OVERLAP = 0.25  # half takes nearly twice the time and won nothing measurable (docs/results/overlap.md)
+OVERLAP = 0.25  # half takes nearly twice the crops (docs/results/overlap.md)
 
 
 def tile_boxes(shape: Sequence[int], tile: Sequence[int], overlap: float = OVERLAP) -> list[Box]:
