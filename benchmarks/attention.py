@@ -47,8 +47,8 @@ def main() -> None:
 
 `python benchmarks/attention.py --backbones {names}`, {datetime.date.today()},
 torch {torch.__version__}, {os.cpu_count()} cores {platform.machine()}: forward and backward of plain matmuls
-(`voxdino.models.backbones.blocks.attend`) beside torch's `scaled_dot_product_attention`; medians of {arguments.runs} runs.
-Without gradients the two take about the same time.
+(`voxdino.models.backbones.blocks.attend`) beside torch's `scaled_dot_product_attention`; medians of {arguments.runs}
+runs. Without gradients the two take about the same time.
 
 {TIMES}{times}
 Errors of whole backbones in training, relative to float32:
