@@ -1,6 +1,5 @@
 """Signals: the first marks a request, the second acts at once, and handlers are put back."""
 
-import os
 import signal
 import threading
 
@@ -10,7 +9,7 @@ from voxdino.training.stopping import stop_on_signals
 
 
 def send(number):
-    os.kill(os.getpid(), number)
+    signal.raise_signal(number)  # to this thread: os.kill may choose another one, which runs later
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
