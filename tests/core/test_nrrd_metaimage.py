@@ -10,7 +10,8 @@ from crafted import SHAPE, numbered
 
 from voxdino.core.errors import GeometryError, ImageError, InputError, LabelError, SafetyError
 from voxdino.core.geometry import Grid
-from voxdino.core.io import read_grid, read_label_map, read_volume, write_volume
+from voxdino.core.io import digest_image, image_files, read_grid, read_label_map, read_volume, write_volume
+from voxdino.core.safe_files import digest_file
 from voxdino.core.volume import Volume
 
 SUFFIXES = [".nrrd", ".mha"]
@@ -97,6 +98,24 @@ def test_headers_with_their_data_beside_them_are_read(tmp_path, suffix):
     for compressed in (False, True):
         path = itk_file(tmp_path, suffix, numbered(), compressed=compressed)
         np.testing.assert_array_equal(read_volume(path).array[0], numbered())
+
+
+@pytest.mark.parametrize("suffix", [".nhdr", ".mhd"])
+def test_an_image_has_another_digest_when_voxels_beside_its_header_change(tmp_path, suffix):
+    path = itk_file(tmp_path, suffix, numbered(), compressed=False)
+    [voxels] = [file for file in tmp_path.iterdir() if file != path]
+    assert image_files(path) == [path, voxels]
+    before, header = digest_image(path), path.read_bytes()
+    voxels.write_bytes(voxels.read_bytes()[::-1])
+    assert digest_image(path) != before and path.read_bytes() == header
+    voxels.unlink()
+    assert digest_image(path) == digest_file(path)  # reading it says what is missing
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_an_image_of_one_file_has_the_digest_of_that_file(tmp_path, suffix):
+    path = itk_file(tmp_path, suffix, numbered())
+    assert image_files(path) == [path] and digest_image(path) == digest_file(path)
 
 
 @pytest.mark.parametrize("suffix", [".nhdr", ".mhd"])

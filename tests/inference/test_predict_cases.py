@@ -353,7 +353,7 @@ def test_an_input_that_goes_while_it_is_read_fails_alone(model, cases, tmp_path,
             raise OSError(number, os.strerror(number), str(path))
         return digest_file(path)
 
-    monkeypatch.setattr(ledger, "digest_path", digest)
+    monkeypatch.setattr(ledger, "digest_image", digest)
     with pytest.raises(PartialError, match=rf"1 of 3 .*{os.strerror(number)}"):
         predict_cases(cases, model, tmp_path / "out")
 

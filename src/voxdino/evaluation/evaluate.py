@@ -13,7 +13,7 @@ from voxdino.core.io import DICOM_SUFFIXES, image_suffix, is_image, read_label_m
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.io.writers import case_of_output
 from voxdino.core.labels import LabelSet
-from voxdino.evaluation.kept import Pair, take, way_to_score
+from voxdino.evaluation.kept import Pair, digest_pairs, take, way_to_score
 from voxdino.evaluation.kept import keep as keep_scores
 from voxdino.evaluation.measure import Measures, score_label_maps
 from voxdino.evaluation.metric import EmptyRule
@@ -62,7 +62,8 @@ def evaluate(
         raise DatasetError("there is no prediction to score.", fix="check the folders of predictions and references.")
 
     score, how = _Score(labels, options, measures, strict), way_to_score(labels, options, measures)
-    there = take(kept, how, pairs)
+    digests = digest_pairs(pairs) if kept or keep is not None else {}
+    there = take(kept, how, digests)
     results: list[ScoredCase | FailedCase] = list(there.values())
     with _scoring(score, [pair for pair in pairs if pair[0] not in there], num_workers, over_cases) as scored_pairs:
         for result in scored_pairs:
@@ -74,7 +75,7 @@ def evaluate(
     scored = [result for result in results if isinstance(result, ScoredCase)]
     failed = [result for result in results if isinstance(result, FailedCase)]
     if keep is not None:
-        keep_scores(keep, how, pairs, scored)
+        keep_scores(keep, how, digests, scored)
     return summarise(scored, failed, labels, measures, groups)
 
 

@@ -1,19 +1,22 @@
 """Scores of single cases, kept by a shard for the call that brings all of them together."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import voxdino
+from voxdino.core.io import digest_image
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.labels import LabelSet
 from voxdino.core.records import Record
-from voxdino.core.safe_files import digest_json, digest_path
+from voxdino.core.safe_files import digest_json
 from voxdino.evaluation.measure import Measures
 from voxdino.evaluation.scores import StructureScores
 from voxdino.evaluation.summarise import ScoredCase
 
 Pair = tuple[str, Path, Path]  # case id, prediction, reference
+Digests = Mapping[str, tuple[str, str]]  # by case id: of the prediction and of the reference
 
 
 class KeptCase(Record):
@@ -37,25 +40,34 @@ def way_to_score(labels: LabelSet, options: ReadOptions, measures: Measures) -> 
     return digest_json([voxdino.__version__, labels.to_json(), options.to_json(), asdict(measures)])
 
 
-def keep(path: Path, how: str, pairs: Sequence[Pair], scored: Iterable[ScoredCase]) -> None:
-    files = {case: (digest_path(prediction), digest_path(reference)) for case, prediction, reference in pairs}
+def digest_pairs(pairs: Sequence[Pair]) -> Digests:
+    """Before they are scored: what changes meanwhile is scored again. A pair that cannot be read is left out."""
+    digests = {}
+    for case, prediction, reference in pairs:
+        with suppress(OSError):
+            digests[case] = digest_image(prediction), digest_image(reference)
+    return digests
+
+
+def keep(path: Path, how: str, digests: Digests, scored: Iterable[ScoredCase]) -> None:
     cases = {
         one.rows[0].case: KeptCase(
-            files=files[one.rows[0].case], rows=one.rows, length_unit=one.length_unit, volume_unit=one.volume_unit
+            files=digests[one.rows[0].case], rows=one.rows, length_unit=one.length_unit, volume_unit=one.volume_unit
         )
         for one in scored
+        if one.rows[0].case in digests
     }
     KeptScores(how=how, cases=cases).write(path)
 
 
-def take(paths: Iterable[Path], how: str, pairs: Sequence[Pair]) -> dict[str, ScoredCase]:
-    """Of the pairs those that were scored in the same way from the files as they are now. Errors: ConfigError."""
+def take(paths: Iterable[Path], how: str, digests: Digests) -> dict[str, ScoredCase]:
+    """Those that were scored in the same way from the files as they are now. Errors: ConfigError."""
     found: dict[str, KeptCase] = {}
     for path in paths:
         kept = KeptScores.read(path)
         found |= kept.cases if kept.how == how else {}
     return {
         case: ScoredCase(found[case].rows, found[case].length_unit, found[case].volume_unit)
-        for case, prediction, reference in pairs
-        if case in found and found[case].files == (digest_path(prediction), digest_path(reference))
+        for case, files in digests.items()
+        if case in found and found[case].files == files
     }

@@ -8,10 +8,10 @@ from pathlib import Path
 from pydantic import Field
 
 from voxdino.core.errors import ImageError, UsageError, VoxdinoError
-from voxdino.core.io import image_suffix, read_label_map, reading
+from voxdino.core.io import digest_image, image_suffix, read_label_map, reading
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.records import Record
-from voxdino.core.safe_files import digest_file, digest_path, require_file, require_inside
+from voxdino.core.safe_files import digest_file, require_file, require_inside
 from voxdino.core.shards import Shard, file_of, files_of_shards
 from voxdino.inference.outputs import OutputSettings
 from voxdino.inference.settings import PredictSettings
@@ -194,5 +194,5 @@ def digest_inputs(case: Case) -> dict[str, str]:
         if not image.is_dir():
             require_file(image, kind=ImageError)
         with reading(image):
-            digests[image.name] = digest_path(image)
+            digests[image.name] = digest_image(image)
     return digests

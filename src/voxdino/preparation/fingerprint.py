@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from voxdino.core.geometry import Grid, Unit
+from voxdino.core.io import digest_image
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.labels import LabelSet
 from voxdino.core.records import Record
-from voxdino.core.safe_files import digest_path
 from voxdino.core.volume import LabelMap, Volume
 from voxdino.preparation.case import Layout
 from voxdino.preparation.distribution import Distribution, count_values
@@ -142,7 +142,7 @@ def describe_case(
         orientation=grid.orientation if grid.ndim == 3 else "",
         unit=grid.unit,
         dtype=str(volume.array.dtype),
-        sources={name: digest_path(path) for name, path in sources.items()},
+        sources={name: digest_image(path) for name, path in sources.items()},
         num_voxels={} if label is None else voxels_per_value(label.array),
         structures=structures,
         intensity=tuple(measure_intensity(channel) for channel in volume.array),

@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from voxdino.core.errors import DatasetError, VoxdinoError
+from voxdino.core.io import digest_image
 from voxdino.core.records import Record
-from voxdino.core.safe_files import digest_file, digest_json, digest_path
+from voxdino.core.safe_files import digest_file, digest_json
 
 M = TypeVar("M", bound="MadeRecord")  # not typing.Self: the checks of the tests see methods without their class
 
@@ -59,9 +60,9 @@ def valid_record(kind: type[M], path: Path, preparation_digest: str, sources: di
 
 
 def source_digest(path: Path) -> str:
-    """SHA-256 of a source file. Errors: DatasetError where it cannot be read."""
+    """SHA-256 of a source image (`digest_image`). Errors: DatasetError where it cannot be read."""
     try:
-        return digest_path(path)
+        return digest_image(path)
     except OSError as error:
         fact = f"cannot be read ({error.strerror})."
         raise DatasetError(fact, where=path, fix="restore the file, or remove the case.") from error

@@ -2,7 +2,7 @@
 
 import errno
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from voxdino.core.errors import ImageError, LabelError, ResourceError
+from voxdino.core.errors import ImageError, LabelError, ResourceError, SafetyError
 from voxdino.core.geometry import Grid
 from voxdino.core.io import metaimage, nifti, nrrd
 from voxdino.core.io.options import NanPolicy, ReadOptions
 from voxdino.core.io.values import note_inexact, require_finite, to_whole_numbers
 from voxdino.core.labels import map_values
+from voxdino.core.safe_files import digest_file, digest_json, digest_path
 from voxdino.core.volume import LabelMap, Volume
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "READERS",
     "NanPolicy",
     "ReadOptions",
+    "digest_image",
+    "image_files",
     "image_suffix",
     "is_image",
     "is_scan",
@@ -48,12 +51,14 @@ class Format:
     read_labels: (path, options, like) -> Volume of one channel with the label values.
     read_grid:   (path, series) -> grid and number of channels.
     write:       (path, (C, *spatial), grid, like); None where we only read.
+    voxel_file:  path -> the file that holds the voxels, which may be another one; None where it never is.
     """
 
     read: Callable[[Path, int | None, bool, str | None], Volume]
     read_labels: Callable[[Path, ReadOptions, Path | None], Volume]
     read_grid: Callable[[Path, str | None], tuple[Grid, int]]
     write: Callable[[Path, NDArray[Any], Grid, Path | None], None] | None
+    voxel_file: Callable[[Path], Path] | None = None
 
 
 def _read_picture(path: Path, max_bytes: int | None, frames_as_channels: bool, series: str | None) -> Volume:
@@ -113,12 +118,14 @@ _NRRD = Format(
     lambda path, *_: nrrd.read(path),
     lambda path, _: nrrd.read_grid(path),
     lambda path, array, grid, _: nrrd.write(path, array, grid),
+    nrrd.voxel_file,
 )
 _META = Format(
     lambda path, limit, *_: metaimage.read(path, max_bytes=limit),
     lambda path, *_: metaimage.read(path),
     lambda path, _: metaimage.read_grid(path),
     lambda path, array, grid, _: metaimage.write(path, array, grid),
+    metaimage.voxel_file,
 )
 _DICOM = Format(_read_dicom, _read_dicom_labels, _read_dicom_grid, None)
 _PICTURE = Format(_read_picture, _read_picture_labels, _read_picture_grid, _write_picture)
@@ -154,6 +161,28 @@ def image_suffix(path: str | PathLike[str]) -> str:
 def is_image(path: str | PathLike[str]) -> bool:
     """Whether the name is one of an image we can read (the content is not looked at)."""
     return bool(image_suffix(path))
+
+
+def image_files(path: str | PathLike[str]) -> list[Path]:
+    """Every file that an image consists of: all in a folder; the voxels too where they lie beside their header.
+
+    Voxels that are not there, or of a header that cannot be read, are left out: reading the image tells about them.
+    """
+    image = Path(path)
+    if image.is_dir():
+        return sorted(file for file in image.rglob("*") if file.is_file())
+    form = READERS.get(image_suffix(image))
+    if form is not None and form.voxel_file is not None:
+        with suppress(ImageError, SafetyError, OSError):
+            return list(dict.fromkeys((image, form.voxel_file(image))))
+    return [image]
+
+
+def digest_image(path: str | PathLike[str]) -> str:
+    """As `digest_path`; where the voxels lie beside their header, the digest of both. Errors: OSError."""
+    image = Path(path)
+    files = [image] if image.is_dir() else image_files(image)
+    return digest_json([digest_file(file) for file in files]) if len(files) > 1 else digest_path(image)
 
 
 def read_volume(

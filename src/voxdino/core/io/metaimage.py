@@ -97,9 +97,22 @@ def write(path: Path, array: NDArray[Any], grid: Grid) -> None:
         file.write(packed)
 
 
+def voxel_file(path: Path) -> Path:
+    """The file that holds the voxels: `path` itself, or one beside it. Errors: ImageError, SafetyError."""
+    return _find(path)[1]
+
+
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[BinaryIO, MetaHeader]]:
     """The file that holds the voxels, standing at the first of them, and the header."""
+    fields, data, offset = _find(path)
+    with data.open("rb") as file:
+        file.seek(offset)
+        yield file, _header(fields, data, offset, path)
+
+
+def _find(path: Path) -> tuple[dict[str, str], Path, int]:
+    """The header's fields, the file that holds the voxels, and where they begin in it."""
     require_file(path, kind=ImageError)
     with path.open("rb") as file:
         head = file.read(MAX_HEADER_BYTES)
@@ -110,10 +123,7 @@ def _open(path: Path) -> Iterator[tuple[BinaryIO, MetaHeader]]:
     local = name.upper() == "LOCAL"
     data = path if local else require_inside(path.parent, name)
     require_file(data, kind=ImageError)
-    offset = end if local else 0
-    with data.open("rb") as file:
-        file.seek(offset)
-        yield file, _header(fields, data, offset, path)
+    return fields, data, end if local else 0
 
 
 def _fields(head: bytes, path: Path) -> tuple[dict[str, str], int]:

@@ -115,9 +115,22 @@ def write(path: Path, array: NDArray[Any], grid: Grid) -> None:
                 packed.write(np.ascontiguousarray(plane, dtype=plane.dtype.newbyteorder("<")).tobytes())
 
 
+def voxel_file(path: Path) -> Path:
+    """The file that holds the voxels: `path` itself, or one beside it. Errors: ImageError, SafetyError."""
+    return _find(path)[1]
+
+
 @contextmanager
 def _open(path: Path) -> Iterator[tuple[BinaryIO, NrrdHeader]]:
     """The file that holds the voxels, standing at the first of them, and the header."""
+    fields, data, offset = _find(path)
+    with data.open("rb") as file:
+        file.seek(offset)
+        yield file, _header(fields, data, offset, path)
+
+
+def _find(path: Path) -> tuple[dict[str, str], Path, int]:
+    """The header's fields, the file that holds the voxels, and where they begin in it."""
     require_file(path, kind=ImageError)
     with path.open("rb") as file:
         head = file.read(MAX_HEADER_BYTES)
@@ -133,10 +146,7 @@ def _open(path: Path) -> Iterator[tuple[BinaryIO, NrrdHeader]]:
         raise ImageError("spreads its voxels over several files.", where=path, fix="save it as one .nrrd file.")
     data = path if detached is None else require_inside(path.parent, detached)
     require_file(data, kind=ImageError)
-    offset = 0 if detached is not None or end is None else end.end()
-    with data.open("rb") as file:
-        file.seek(offset)
-        yield file, _header(fields, data, offset, path)
+    return fields, data, 0 if detached is not None or end is None else end.end()
 
 
 def _fields(head: bytes, path: Path) -> dict[str, str]:
