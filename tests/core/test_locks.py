@@ -93,3 +93,43 @@ def test_a_refusal_comes_at_once_and_waiting_has_to_be_asked_for(tmp_path, monke
     with lock_folder(tmp_path, part="plan", wait_s=60.0):
         assert freed
     other.join()
+
+
+def test_a_refusal_names_those_who_hold_the_lock_and_not_the_dead(tmp_path):
+    code = (
+        "import os, sys; from voxdino.core.locks import lock_folder\n"
+        "with lock_folder(sys.argv[1], part='1of2'): os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == -9
+    assert (tmp_path / ".lock-1of2").read_text()  # it had no time to take its name away
+    me = f"\\(pid {os.getpid()} on {socket.gethostname()}\\)"
+    with lock_folder(tmp_path, part="2of2"), pytest.raises(ResourceError, match=me), lock_folder(tmp_path):
+        pass
+
+
+def test_a_refused_part_names_who_has_this_part_and_no_other(tmp_path):
+    with lock_folder(tmp_path, part="1of2"), lock_folder(tmp_path, part="2of2"):
+        (tmp_path / ".lock-2of2").write_text("somebody else\n")
+        with pytest.raises(ResourceError, match=rf"\(pid {os.getpid()} on [^,]*\)"), lock_folder(tmp_path, part="1of2"):
+            pass
+
+
+def test_runs_that_write_different_files_of_a_folder_go_beside_each_other(tmp_path):
+    with lock_folder(tmp_path, file="a.json"), lock_folder(tmp_path, file="b.json", part="1of2"):
+        for file in ("a.json", "b.json"):
+            with pytest.raises(ResourceError, match=f"pid {os.getpid()}"), lock_folder(tmp_path, file=file):
+                pass
+
+
+def test_who_waits_says_once_for_whom(tmp_path, monkeypatch):
+    monkeypatch.setattr("voxdino.core.locks._LOOK_AGAIN_S", 0.01)
+    told = []
+    with (
+        lock_folder(tmp_path, part="plan"),
+        pytest.raises(ResourceError),
+        lock_folder(tmp_path, part="plan", wait_s=0.1, on_wait=told.append),
+    ):
+        pass
+    assert told == [f"waiting for another run in {tmp_path} (pid {os.getpid()} on {socket.gethostname()})"]
+    with lock_folder(tmp_path, part="plan", wait_s=0.1, on_wait=told.append):
+        assert len(told) == 1

@@ -4,8 +4,9 @@ import fcntl
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from glob import escape
 from os import PathLike
 from pathlib import Path
 
@@ -18,37 +19,55 @@ _LOOK_AGAIN_S = 0.5
 
 
 @contextmanager
-def lock_folder(folder: str | PathLike[str], *, part: str = "", wait_s: float = 0.0) -> Iterator[None]:
+def lock_folder(
+    folder: str | PathLike[str],
+    *,
+    file: str = "",
+    part: str = "",
+    wait_s: float = 0.0,
+    on_wait: Callable[[str], None] = lambda _: None,
+) -> Iterator[None]:
     """Hold the only writer's lock of `folder`; or of a `part` of the work on it, beside other parts.
 
     A run on the whole folder and one on a part exclude each other. The kernel frees a lock when the process dies,
     however it dies.
 
+    file: what is locked is the work on this one file of the folder, beside runs that write others.
     wait_s: try for so long, where another part makes what this one needs too. Everything else is refused at once: of
     processes that never wait for each other's locks none can wait for ever.
+    on_wait: told once whom it waits for.
     Errors: ResourceError naming pid and host of the run that holds it.
     """
     until = time.monotonic() + wait_s
+    whole = Path(folder) / (f".{file}{LOCK_NAME}" if file else LOCK_NAME)
+    told = False
     while True:
         with ExitStack() as stack:
             try:
-                stack.enter_context(_hold(Path(folder) / LOCK_NAME, shared=bool(part)))
+                stack.enter_context(_hold(whole, shared=bool(part)))
                 if part:
-                    stack.enter_context(_hold(Path(folder) / f"{LOCK_NAME}-{part}"))
+                    stack.enter_context(_hold(_of_part(whole, part)))
             except BlockingIOError:
                 if time.monotonic() >= until:
-                    fact = f"another run works in this folder ({_holders(Path(folder))})."
+                    fact = f"another run works in this folder ({_holders(whole, part)})."
                     fix = "wait for it to end, stop it, or use another folder."
                     raise ResourceError(fact, where=folder, fix=fix) from None
+                if not told:
+                    on_wait(f"waiting for another run in {folder} ({_holders(whole, part)})")
+                    told = True
             else:
                 yield
                 return
         time.sleep(_LOOK_AGAIN_S)
 
 
+def _of_part(whole: Path, part: str) -> Path:
+    return whole.with_name(f"{whole.name}-{part}")
+
+
 @contextmanager
 def _hold(path: Path, *, shared: bool = False) -> Iterator[None]:
-    """A lock on a file. shared: beside others that share it; only those that do not write their name into it.
+    """A lock on a file, and the name of who has it in the file. shared: others may have it too; nobody is named then.
 
     Errors: BlockingIOError where another process has it; ResourceError.
     """
@@ -75,10 +94,15 @@ def _hold(path: Path, *, shared: bool = False) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _holders(folder: Path) -> str:
-    """Who has said that it works on the folder or on parts of it."""
+def _holders(whole: Path, part: str) -> str:
+    """Who has the whole, or this part, or (of the whole) any part. Names that dead processes left do not count."""
+    parts = [_of_part(whole, part)] if part else sorted(whole.parent.glob(f"{escape(whole.name)}-*"))
     told = []
-    for path in sorted(folder.glob(f"{LOCK_NAME}*")):
-        with suppress(OSError):
-            told.append(path.read_bytes()[:200].decode("utf-8", "replace").strip())
-    return ", ".join(filter(None, told)) or "unknown"
+    for path in (whole, *parts):
+        with suppress(OSError), path.open("rb") as file:
+            if name := file.read(200).decode("utf-8", "replace").strip():
+                try:
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # free again when the file is closed
+                except BlockingIOError:
+                    told.append(name)
+    return ", ".join(told) or "unknown"
