@@ -139,3 +139,11 @@ def test_the_command_measures_in_shards_and_over_processes(root, alone, tmp_path
     done = capsys.readouterr()
     assert json.loads(done.out)["num_measured"] == len(alone) and (tmp_path / "report" / "report.html").is_file()
     assert f"{len(alone)} of {len(alone)} cells" in done.err
+
+
+def test_a_shard_that_waits_for_the_data_sets_says_so(root, tmp_path, monkeypatch):
+    monkeypatch.setattr("voxdino.benchmark.run._WAIT_FOR_SETS_S", 0.01)
+    told = []
+    with lock_folder(tmp_path, part="sets"), pytest.raises(ResourceError, match="another run"):
+        run_grid(GRID, root, tmp_path, device="cpu", shard=Shard(1, 2), say=told.append)
+    assert len(told) == 1 and told[0].startswith("waiting for another run in")

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 
 from voxdino.cli import steps
+from voxdino.core.errors import ResourceError
 from voxdino.core.io.options import ReadOptions
+from voxdino.core.locks import lock_folder
 from voxdino.preparation.memory import BackboneFacts, BackboneProbe
 from voxdino.preparation.phantoms import draw_phantoms
 
@@ -101,3 +103,11 @@ def test_one_shard_checks_and_plans_for_all_and_the_others_read_no_file(phantoms
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.json")} == written
     other = {**how, "options": ReadOptions(nan_policy="fill")}
     assert not steps.plan_for_shards(phantoms, tmp_path, **other).kept  # read otherwise: looked at again
+
+
+def test_a_shard_that_waits_for_the_plan_says_so(phantoms, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(steps, "_WAIT_FOR_PLAN_S", 0.01)
+    how = {"options": ReadOptions(), "backbone": "tiny", "settings": ASKED, "strict": True, "num_workers": 1}
+    with lock_folder(tmp_path, part="plan"), pytest.raises(ResourceError, match="another run"):
+        steps.plan_for_shards(phantoms, tmp_path, **how)
+    assert "waiting for another run in" in capsys.readouterr().err

@@ -202,7 +202,8 @@ def run_grid(
     budget_s:   no cell is started that would not be done by then, by the estimate.
     shard:      measure this part only, beside calls with the others.
     over_cases: who measures, unit by unit, in place of this process; `folder` and `root` must be reachable from there.
-    say:        told the estimate, what is skipped, and what failed.   on_progress(done, total): now and then.
+    say:        told the estimate, what is skipped, what failed, and whom it waits for.
+    on_progress(done, total): now and then.
     Errors: those of the encoders; ResourceError for disk, lock and device. A data set or a cell that cannot be used is
     in `failed`, and the others go on.
     """
@@ -211,7 +212,8 @@ def run_grid(
     with lock_folder(folder, part="" if shard is None else str(shard)), torch.random.fork_rng(devices=[]):
         for part in (folder, folder / "cells"):
             sweep_temporary(part)
-        with nullcontext() if shard is None else lock_folder(folder, part="sets", wait_s=_WAIT_FOR_SETS_S):
+        one_by_one = lock_folder(folder, part="sets", wait_s=_WAIT_FOR_SETS_S, on_wait=say)
+        with nullcontext() if shard is None else one_by_one:
             bench = bench_at.open()
         _say_what_is_left_out(bench, say)
         results = {cell: found for cell in bench.cells if (found := bench.result(cell)) is not None}

@@ -106,7 +106,7 @@ def plan_for_shards(path: Path, workdir: Path, **how: Any) -> Planned:
 
     Preparing compares every file with the digest that is written there.
     """
-    with lock_folder(workdir, part="plan", wait_s=_WAIT_FOR_PLAN_S):
+    with lock_folder(workdir, part="plan", wait_s=_WAIT_FOR_PLAN_S, on_wait=say):
         planned = plan_dataset(path, workdir, believe=True, **how)
         _write_planned(planned, workdir)
     return planned
