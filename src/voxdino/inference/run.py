@@ -195,9 +195,9 @@ def _ends(cases: Sequence[Case], work: "_Work", outputs: dict[str, Path]) -> Gen
         for number, case in enumerate(cases):
             if not ahead:
                 ahead.append(reader.submit(work.fetch, case))
-            following = cases[number + 1 : number + 2]
-            if following and work.needed_bytes(case) + work.needed_bytes(*following) < available_memory():
-                ahead.append(reader.submit(work.fetch, following[0]))
+            following = cases[number + 1] if number + 1 < len(cases) else None
+            if following and work.needed_bytes(case) + work.needed_bytes(following) < available_memory():
+                ahead.append(reader.submit(work.fetch, following))
             end: VoxdinoError | None = None
             made: tuple[dict[str, str], LabelMap] | None = None
             try:
