@@ -93,6 +93,7 @@ def evaluate(
     from voxdino.cli.references import find_pairs, read_groups
     from voxdino.cli.summaries import error_of, print_scores
     from voxdino.cli.values import read_options
+    from voxdino.core.locks import lock_folder
     from voxdino.core.shards import Shard, file_of, files_of_shards
     from voxdino.evaluation.classified import is_classified
     from voxdino.evaluation.evaluate import evaluate as score
@@ -124,10 +125,13 @@ def evaluate(
             end({"cases": []}, None, as_json=json)
             return
     path = out or predictions / "scores.json"
-    of_part, of_parts = file_of(path, part), files_of_shards(path)
+    of_part, used = file_of(path, part), list[Path]()
     seen = _pretrained_on(predictions, run, [case for case, *_ in pairs]) if run else ()
     over_cases = None if on is None else cohort_on(on, "cpu").over_cases
-    with counting("scoring", tell=on is not None) as on_progress:
+    with (
+        lock_folder(path.parent, file=path.name, part="" if part is None else str(part)),
+        counting("scoring", tell=on is not None) as on_progress,
+    ):
         scores = score(
             pairs,
             label_set,
@@ -139,16 +143,18 @@ def evaluate(
             groups=patients or None,
             num_workers=workers,
             strict=strict,
-            kept=of_parts,
+            kept=files_of_shards(path),
+            on_used=used.append,
             keep=None if part is None else of_part,
             over_cases=over_cases,
             on_progress=on_progress,
         )
-    scores = scores.model_copy(update={"warnings": (*scores.warnings, *seen)})
+        scores = scores.model_copy(update={"warnings": (*scores.warnings, *seen)})
+        if part is None:
+            scores.write(path)
+            for earlier in used:  # what is right of it is in the scores now
+                earlier.unlink(missing_ok=True)
     if part is None:
-        scores.write(path)
-        for earlier in of_parts:  # what is right of it is in the scores now
-            earlier.unlink(missing_ok=True)
         say(f"every case is in {path}")
     else:
         say(f"the cases of shard {shard} are in {of_part}; the same command without --shard brings all together")

@@ -1,7 +1,7 @@
 """From pairs of label files to scores: read, check the grids, measure every structure, average with intervals."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -37,6 +37,7 @@ def evaluate(
     num_workers: int | None = None,
     strict: bool = False,
     kept: Sequence[Path] = (),
+    on_used: Callable[[Path], None] = lambda _: None,
     keep: Path | None = None,
     over_cases: OverCases | None = None,
     on_progress: Progress | None = None,
@@ -52,6 +53,7 @@ def evaluate(
                  the worst. Paper columns (meddinov3:hd95 ...) keep their paper's rule.
     over_cases:  where the pairs are scored; None: by threads of this process.
     kept:        files of other calls' `keep`: a pair in them is not scored again where files and settings are the same.
+    on_used:     told of each of these files whose scores are of the same settings: this call's stand in their place.
     keep:        a file for the scores of the single cases.
     groups:      case id -> patient: means stay those over cases, intervals are over patients. None: over cases.
     on_progress(done, total) is called after every case. Errors: UsageError for an unknown metric.
@@ -63,7 +65,7 @@ def evaluate(
 
     score, how = _Score(labels, options, measures, strict), way_to_score(labels, options, measures)
     digests = digest_pairs(pairs) if kept or keep is not None else {}
-    there = take(kept, how, digests)
+    there = take(kept, how, digests, on_used)
     results: list[ScoredCase | FailedCase] = list(there.values())
     with _scoring(score, [pair for pair in pairs if pair[0] not in there], num_workers, over_cases) as scored_pairs:
         for result in scored_pairs:

@@ -1,6 +1,6 @@
 """Scores of single cases, kept by a shard for the call that brings all of them together."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -60,12 +60,17 @@ def keep(path: Path, how: str, digests: Digests, scored: Iterable[ScoredCase]) -
     KeptScores(how=how, cases=cases).write(path)
 
 
-def take(paths: Iterable[Path], how: str, digests: Digests) -> dict[str, ScoredCase]:
-    """Those that were scored in the same way from the files as they are now. Errors: ConfigError."""
+def take(paths: Iterable[Path], how: str, digests: Digests, on_used: Callable[[Path], None]) -> dict[str, ScoredCase]:
+    """Those that were scored in the same way from the files as they are now. Errors: ConfigError.
+
+    on_used: told of each file of `paths` with scores of this way; others are for a call that scores in their way.
+    """
     found: dict[str, KeptCase] = {}
     for path in paths:
         kept = KeptScores.read(path)
-        found |= kept.cases if kept.how == how else {}
+        if kept.how == how:
+            found |= kept.cases
+            on_used(path)
     return {
         case: ScoredCase(found[case].rows, found[case].length_unit, found[case].volume_unit)
         for case, files in digests.items()
