@@ -111,3 +111,14 @@ def test_a_shard_that_waits_for_the_plan_says_so(phantoms, tmp_path, monkeypatch
     with lock_folder(tmp_path, part="plan"), pytest.raises(ResourceError, match="another run"):
         steps.plan_for_shards(phantoms, tmp_path, **how)
     assert "waiting for another run in" in capsys.readouterr().err
+
+
+def test_a_plain_call_while_a_shard_is_at_work_is_refused_before_it_changes_anything(phantoms, tmp_path, monkeypatch):
+    monkeypatch.setattr(steps, "BackboneProbe", OtherEachTime)
+    how = {"options": ReadOptions(), "backbone": "tiny", "strict": True, "num_workers": 1}
+    steps.plan_for_shards(phantoms, tmp_path, settings=ASKED, **how)
+    written = {path.name: path.read_bytes() for path in tmp_path.glob("*.json")}
+    other = steps.plan_dataset(phantoms, tmp_path, settings={**ASKED, "seed": "7"}, **how)
+    with lock_folder(tmp_path / "prepared", part="1of2"), pytest.raises(ResourceError, match="another run"):
+        steps.prepare_planned(other, tmp_path, num_workers=1)
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("*.json")} == written

@@ -18,6 +18,7 @@ from voxdino.benchmark.result import CellResult
 from voxdino.core.errors import UsageError
 from voxdino.core.safe_files import digest_file, digest_json
 from voxdino.evaluation.classification import classification_scores
+from voxdino.evaluation.statistics import owners_of
 from voxdino.preparation.case import SplitName
 from voxdino.preparation.classification import ClassificationSet, LabelledCase, open_classification_set
 from voxdino.preparation.splits import deal
@@ -227,11 +228,12 @@ class ClassificationData:
     def measure(self, cell: Cell, encoder: Encoder, fitted: Fitted) -> CellResult:
         """Score the test cases."""
         test, features = self.split(cell.site)["test"], self.features(encoder, cell)
+        named = {case.id: case.group for case in test if case.group}
         seen = encoder.card.pretraining
         return CellResult(
             cell=cell,
             cases=tuple(case.id for case in test),
-            groups=tuple(case.group or case.id for case in test) if self.known.has_groups else None,
+            groups=owners_of([case.id for case in test], named) if self.known.has_groups else None,
             **fitted.answers(Part(features(test), self._labels(test))),
             validation=fitted.validation,
             num_train=fitted.num_train,

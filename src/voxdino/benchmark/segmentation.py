@@ -20,6 +20,7 @@ from voxdino.core.volume import LabelMap, Volume
 from voxdino.data.corruptions import corrupted
 from voxdino.data.store import CaseStore
 from voxdino.evaluation.measure import Measures, score_label_maps
+from voxdino.evaluation.statistics import owners_of
 from voxdino.preparation.case import Case, Dataset, Split
 from voxdino.preparation.check import survey
 from voxdino.preparation.dataset import read_case, read_dataset
@@ -148,11 +149,11 @@ class SegmentationData:
                 scores[metric].append(values[metric])
         if not done:
             raise DatasetError(f"no test case could be scored: {'; '.join(failed.values())}", where=self.dataset.root)
-        has_groups = any(case.group is not None for case in cases.values())
+        named = {name: case.group for name, case in cases.items() if case.group is not None}
         return CellResult(
             cell=cell,
             cases=tuple(done),
-            groups=tuple(cases[name].group or name for name in done) if has_groups else None,
+            groups=owners_of(done, named) if named else None,
             scores={metric: tuple(values) for metric, values in scores.items()},
             validation=None if cell.shots is not None else model.validation,
             num_train=model.num_train,
