@@ -8,8 +8,10 @@ import pytest
 import torch
 from small_benchmark import SIZES, draw_all, draw_blobs, draw_pictures, opened, toy_grid
 
+from voxdino.benchmark import run
 from voxdino.benchmark.classification import ClassificationData, linear
 from voxdino.benchmark.encoders import Encoder
+from voxdino.benchmark.estimate import Estimate
 from voxdino.benchmark.grid import Cell, EncoderEntry, TaskEntry
 from voxdino.benchmark.page import report_page
 from voxdino.benchmark.run import Bench, run_grid
@@ -28,6 +30,7 @@ torch.set_num_threads(1)
 pytestmark = pytest.mark.usefixtures("few_draws")
 
 PICTURES = TaskEntry(name="pictures", data="pictures.npz", probe="linear", resolutions=(16,))
+FAULTS = {"corruptions": ("noise", "blur"), "strengths": (2, 5)}
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +97,28 @@ def test_a_budget_leaves_cells_for_the_next_call(root, tmp_path):
     none = run_grid(grid, root, tmp_path, device="cpu", budget_s=0.0)
     assert len(none.missing) == 2 and not none.results and none.error(tmp_path) is None
     assert not run_grid(grid, root, tmp_path, device="cpu").missing
+
+
+def test_a_cell_left_out_for_time_takes_those_with_it_that_lean_on_it(root, tmp_path, monkeypatch):
+    entry = EncoderEntry(name="p", source="pixels:16")
+    tasks = (PICTURES.model_copy(update={"name": "long", **FAULTS, "shots": (2,)}), PICTURES)
+    grid = toy_grid(tasks=tasks, encoders=(entry,), seeds=(0,))
+
+    def seconds(cell, *_, first, fits):
+        return Estimate(1e6 if cell.task == "long" and fits and cell.shots is None else 0.0, 0)
+
+    monkeypatch.setattr(run, "estimate", seconds)
+    outcome = run_grid(grid, root, tmp_path, device="cpu", budget_s=1e5)
+    assert [str(one.cell) for one in outcome.results] == ["pictures: p at 16 px"]
+    assert len(outcome.missing) == 1 + 2 * 2 + 1
+
+
+def test_what_one_corruption_takes_too_long_for_leaves_the_others(root, tmp_path, monkeypatch):
+    entry = EncoderEntry(name="p", source="pixels:16")
+    grid = toy_grid(tasks=(PICTURES.model_copy(update=FAULTS),), encoders=(entry,), seeds=(0,))
+    monkeypatch.setattr(run, "estimate", lambda cell, *_, **__: Estimate(1e6 * (cell.corruption == "noise"), 0))
+    outcome = run_grid(grid, root, tmp_path, device="cpu", budget_s=1e5)
+    assert [one.cell.corruption for one in outcome.results] == [None, "blur", "blur"]
 
 
 def test_a_bad_data_set_is_named_and_the_others_go_on(root, tmp_path, capsys):
@@ -250,9 +275,6 @@ def test_tasks_that_ask_for_what_is_not_there_are_named(root, tmp_path):
     no_groups = PICTURES.model_copy(update={"name": "no_groups", "hold_out": "group"})
     outcome = run_grid(toy_grid(tasks=(PICTURES, no_fold, no_groups)), root, tmp_path, device="cpu")
     assert list(outcome.failed) == ["no_fold", "no_groups"] and len(outcome.results) == 2
-
-
-FAULTS = {"corruptions": ("noise", "blur"), "strengths": (2, 5)}
 
 
 @pytest.mark.parametrize("task", [PICTURES, MASKS], ids=["pictures", "masks"])

@@ -254,12 +254,17 @@ def measure_each(
 ) -> Generator[CellEnd, None, None]:
     """How each cell ended: its result, which is written; why there is none; None where it would end after `until`.
 
-    expected: seconds that each takes.   until: a time of the clock on the wall.
+    expected: seconds that each takes.   until: a time of the clock on the wall. A cell that is left out takes those
+    with it that were to find its features or its probe there: what they would take themselves is not in `expected`.
     """
+    there, lacking = set[object](), set[object]()
     for cell in cells:
-        if until is not None and expected[cell] > until - time.time():
+        parts = set(_parts(cell))
+        if until is not None and (parts & lacking or expected[cell] > until - time.time()):
+            lacking |= parts - there
             yield cell, None
             continue
+        there |= parts
         try:
             result = bench.measure(cell)
         except FAULTS as error:
@@ -320,12 +325,16 @@ def _estimates(bench: Bench, todo: Sequence[Cell]) -> dict[Cell, float]:
     speed, counted = Speed(bench.device), set[object]()
     found = {}
     for cell in todo:
-        images = cell.task, cell.encoder, cell.resolution, cell.corruption, cell.strength
-        is_first, fits = images not in counted, cell.clean not in counted
-        counted |= {images, cell.clean}
+        is_first, fits = (part not in counted for part in _parts(cell))
+        counted.update(_parts(cell))
         task, encoder = bench.tasks[cell.task], bench.encoders[cell.encoder]
         found[cell] = estimate(cell, bench.data(cell), task, encoder, speed, first=is_first, fits=fits).seconds
     return found
+
+
+def _parts(cell: Cell) -> tuple[object, Cell]:
+    """What later cells find there once this one is measured: the features of its images, and its probe."""
+    return (cell.task, cell.encoder, cell.resolution, cell.corruption, cell.strength), cell.clean
 
 
 def _told(results: dict[Cell, CellResult], todo: Sequence[Cell], expected: Mapping[Cell, float]) -> str:
