@@ -119,3 +119,16 @@ def test_the_resolution_is_the_one_of_the_best_validation_score_whichever_way_is
     ]
     encoder = opened("pixels:16", name="ours")
     assert Standing(outcome_of(results, [encoder], {"t": "linear"})).board["t"][0].result.cell.resolution == best
+
+
+def test_the_note_of_the_leaderboard_names_what_each_kind_of_task_is_chosen_by(encoders):
+    found = segmented("ours", LEVELS + 0.5, task="t")
+    told = {
+        probe: leaderboard(Standing(outcome_of([result], encoders[:1], {"t": probe}))).note
+        for probe, result in (
+            ("retrieval", found.model_copy(update={"scores": {"map@10": found.scores["dice"]}})),
+            ("patch_linear", found),
+        )
+    }
+    assert "in retrieval the mAP at 10;" in told["retrieval"] and "AUROC;" not in told["retrieval"]
+    assert "in segmentation the Dice;" in told["patch_linear"]

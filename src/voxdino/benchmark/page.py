@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from voxdino.benchmark.classification import CHOSEN_BY
 from voxdino.benchmark.compare import interval_of, labels_of
 from voxdino.benchmark.measures import MEASURES
 from voxdino.benchmark.result import CellResult
@@ -78,8 +77,8 @@ def leaderboard(standing: Standing) -> TableSection:
     columns = tuple(Column(title=title) for title in ("Task", "Modality", "Probe", "Test cases", "Score"))
     note = "Mean over test cases (AUROC: of all together) with 95 % interval. Each encoder stands here with the "
     note += "resolution of its best score on the validation cases, of equals the smaller one; the test cases choose "
-    note += f"nothing. In classification that score is the {MEASURES[CHOSEN_BY].name}, in segmentation the Dice on a "
-    note += "fifth of the training cases."
+    chosen_by = dict.fromkeys(f"in {task.kind} the {MEASURES[task.chosen_by].name}" for _, task in standing.tasks)
+    note += f"nothing. That score is {', '.join(chosen_by)}; of segmentations a fifth of the training cases validates."
     return TableSection(
         title="Leaderboard",
         columns=columns + tuple(Column(title=name, digits=3) for name in names),
