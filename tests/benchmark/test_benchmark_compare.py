@@ -5,7 +5,7 @@ import pytest
 from small_benchmark import classified, segmented
 
 from voxdino.benchmark import compare as module
-from voxdino.benchmark.compare import compare, interval_of, labels_of, value_of
+from voxdino.benchmark.compare import compare, groups_of, interval_of, labels_of, value_of
 from voxdino.benchmark.result import CellResult
 from voxdino.evaluation import cohort
 
@@ -115,6 +115,15 @@ def test_a_held_out_site_has_an_interval_over_its_cases(few_draws, num):
         (one,) = compare([[plain, worse]], [metric])
         (of_sites,) = compare([[plain.model_copy(update=sites), worse.model_copy(update=sites)]], [metric])
         assert of_sites == one and one.difference.low is not None
+
+
+def test_patients_without_a_value_do_not_count():
+    dices = tuple(place / 50 if place % 10 < 3 else None for place in range(40))
+    plain = segmented("a", np.zeros(40)).model_copy(update={"scores": {"dice": dices}})
+    whole, patients = segmented("b", np.full(40, 0.5)), {"groups": tuple(f"p{place % 10}" for place in range(40))}
+    grouped, other = (one.model_copy(update=patients) for one in (plain, whole))
+    assert interval_of(grouped, "dice") == interval_of(plain, "dice") and groups_of(other, "dice")
+    assert compare([[other, grouped]], ["dice"]) == compare([[whole, plain]], ["dice"])
 
 
 def without_kind(value):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from voxdino.evaluation.statistics import mean_interval, seeds_summary, t_quantile, warn_of_few
+from voxdino.evaluation.statistics import groups_to_draw, mean_interval, seeds_summary, t_quantile, warn_of_few
 
 
 @pytest.mark.parametrize("num", [12, 60])
@@ -92,6 +92,22 @@ def test_seeds_have_a_mean_and_a_deviation_and_one_seed_has_none():
 def test_few_cases_are_warned_of_up_to_49():
     assert warn_of_few(50) == ()
     assert warn_of_few(49, "patients") == ("49 patients: intervals over fewer than 50 tend to be too narrow.",)
+
+
+@pytest.mark.parametrize(
+    ("groups", "is_defined", "are_drawn"),
+    [
+        ("aabbccddeeff", None, True),
+        ("aabbccddee", None, False),
+        ("abcde", None, True),  # one value each: the same either way
+        ("aabbccddeeff", [True] * 10 + [False] * 2, False),
+        ("aabbccddeeff", [True, False] * 3 + [False] * 6, True),
+        ("", None, True),
+    ],
+)
+def test_groups_are_drawn_where_six_have_a_value(groups, is_defined, are_drawn):
+    assert groups_to_draw(tuple(groups), is_defined) == (tuple(groups) if are_drawn else None)
+    assert groups_to_draw(None, is_defined) is None
 
 
 def test_undefined_values_are_counted_not_averaged():

@@ -14,21 +14,15 @@ from voxdino.evaluation.classification import CLASSIFICATION_METRICS, Answers, c
 from voxdino.evaluation.cohort import cohort_intervals, interval, owner_index, resamples
 from voxdino.evaluation.comparison import holm, paired_test, smallest_detectable_difference
 from voxdino.evaluation.scores import Share
-from voxdino.evaluation.statistics import mean_interval
+from voxdino.evaluation.statistics import groups_to_draw, mean_interval
 from voxdino.report.page import Interval
 
 NUM_PERMUTATIONS = 1999
-FEWEST_GROUPS = 6  # see `groups_of`
 
 
-def groups_of(result: CellResult) -> tuple[str, ...] | None:
-    """Whose each case is, for intervals and tests: the patients, or None where every case stands for itself.
-
-    So it does where fewer than 6 groups are named, as of a site that is held out. All of g groups lie on one side of
-    the truth with a chance of 2^(1 - g), where no resample of them and no change of signs reaches it: below 6 that is
-    more than 5 %. What is said of so few is said of these groups alone.
-    """
-    return result.groups if result.groups is not None and len(set(result.groups)) >= FEWEST_GROUPS else None
+def groups_of(result: CellResult, metric: str) -> tuple[str, ...] | None:
+    """Whose each case is, for intervals and tests; None: every case stands for itself (`groups_to_draw`)."""
+    return groups_to_draw(result.groups, ~np.isnan(_column(result, metric)) if result.scores else None)
 
 
 def interval_of(result: CellResult, metric: str) -> Interval:
@@ -36,7 +30,7 @@ def interval_of(result: CellResult, metric: str) -> Interval:
 
     Of segmentation the mean over cases (`mean_interval`); of classification the bootstrap of `cohort_intervals`.
     """
-    groups = groups_of(result)
+    groups = groups_of(result, metric)
     if result.scores:
         found = mean_interval(_column(result, metric).tolist(), groups=groups)
         return Interval(mean=found.mean, low=found.low, high=found.high, num_undefined=found.num_undefined)
@@ -84,7 +78,7 @@ def _compared(first: CellResult, second: CellResult, metric: str) -> Comparison:
     first, second = _in_common(first, second)
     if first.scores:
         a, b = _column(first, metric), _column(second, metric)
-        groups = groups_of(first)
+        groups = groups_to_draw(first.groups, ~np.isnan(a - b))
         mean = mean_interval((a - b).tolist(), groups=groups)
         difference = Interval(mean=mean.mean, low=mean.low, high=mean.high, num_undefined=mean.num_undefined)
         p = paired_test(a.tolist(), b.tolist(), groups=groups)
@@ -141,7 +135,7 @@ def _cohort_difference(first: CellResult, second: CellResult, metric: str) -> tu
     For metrics that read the order of probabilities alone (AUROC): what is exchanged are ranks within each method and
     class, since the methods' scales may differ. p is 1 where the metric is undefined.
     """
-    is_there, owners = _is_there(first), _owners(first)
+    is_there, owners = _is_there(first), groups_of(first, metric) or first.cases
     a, b = (_ranks(np.array(one.probabilities)) for one in (first, second))
     is_single = not first.is_multi
 
@@ -169,10 +163,6 @@ def _is_there(result: CellResult) -> Bool[np.ndarray, "N K"]:
 
 def _shown(found: Share) -> Interval:
     return Interval(mean=found.value, low=found.low, high=found.high)
-
-
-def _owners(result: CellResult) -> tuple[str, ...]:
-    return groups_of(result) or result.cases
 
 
 def _ranks(shares: Float[np.ndarray, "N K"]) -> Float[np.ndarray, "N K"]:

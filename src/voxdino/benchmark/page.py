@@ -103,11 +103,9 @@ def _comparisons(standing: Standing) -> TableSection:
         Column(title="Detectable", digits=3),
         Column(title="Verdict"),
     )
-    note = "Paired on the same test cases, or patients where six or more are named: Wilcoxon's signed ranks for means "
-    note += (
-        "over cases, exchange of the two encoders' ranks of each case for AUROC (1999 draws). Holm's correction over "
-    )
-    note += "all rows. Detectable: the difference that this sample would show with probability 0.8."
+    note = "Paired on the same test cases, or patients where six or more have a value: Wilcoxon's signed ranks for "
+    note += "means over cases, exchange of the two encoders' ranks of each case for AUROC (1999 draws). Holm's "
+    note += "correction over all rows. Detectable: the difference that this sample would show with probability 0.8."
     return TableSection(title="Paired tests", columns=columns, rows=tuple(rows), note=note)
 
 

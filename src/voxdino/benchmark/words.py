@@ -1,14 +1,15 @@
 """What the numbers say, in words: where an encoder is worth its weights, and where it fails."""
 
 from collections.abc import Iterator
+from itertools import compress
 
 from voxdino.benchmark.compare import groups_of, value_of
-from voxdino.benchmark.grid import TaskEntry
+from voxdino.benchmark.grid import TaskEntry, entry_of
 from voxdino.benchmark.measures import MEASURES
 from voxdino.benchmark.result import CellResult
 from voxdino.benchmark.standing import Entry, Standing
 from voxdino.benchmark.tasks import TASKS
-from voxdino.evaluation.statistics import warn_of_few
+from voxdino.evaluation.statistics import few_groups, warn_of_few
 
 LEVEL = 0.05
 LOW = {"dice": 0.5, "auroc": 0.7}  # below, a score is of little use even where it beats the floors
@@ -26,8 +27,9 @@ def warnings(standing: Standing) -> tuple[str, ...]:
     told = []
     for name in standing.outcome.absent:
         told.append(f"{name} was not there and has no row.")
-    for entries in standing.board.values():
-        told += [f"{entries[0].result.cell.task}: {words}" for words in _of_size(entries[0].result)]
+    for task, entries in standing.board.items():
+        metric = TASKS[entry_of(standing.outcome.grid, task).probe].metric
+        told += [f"{task}: {words}" for words in _of_size(entries[0].result, metric)]
         for one in entries:
             if one.result.leaked:
                 number = f"{len(one.result.leaked)} of {len(one.result.cases)} test cases"
@@ -40,15 +42,14 @@ def warnings(standing: Standing) -> tuple[str, ...]:
     return tuple(told)
 
 
-def _of_size(result: CellResult) -> Iterator[str]:
-    """What intervals and tests are over, where that is not plain or not many."""
-    groups = groups_of(result)
-    yield from warn_of_few(
-        *((len(result.cases), "test cases") if groups is None else (len(set(groups)), "test patients"))
-    )
-    if groups is None and result.groups is not None:
-        few = f"{len(set(result.groups))} patients or sites are too few to draw from"
-        yield f"{few}: intervals and tests are over their {len(result.cases)} cases and speak of these alone."
+def _of_size(result: CellResult, metric: str) -> Iterator[str]:
+    """What intervals and tests are over, where that is not plain or not many; cases without a value do not count."""
+    is_valued = [value is not None for value in result.scores.get(metric, (0.0,) * len(result.cases))]
+    num_cases, num_groups = sum(is_valued), len(set(compress(result.groups or (), is_valued)))
+    is_by_group = groups_of(result, metric) is not None
+    yield from warn_of_few(*((num_groups, "test patients") if is_by_group else (num_cases, "test cases")))
+    if result.groups is not None and not is_by_group:
+        yield few_groups(num_groups, num_cases, "patients or sites")
 
 
 def _overall(standing: Standing) -> Iterator[str]:

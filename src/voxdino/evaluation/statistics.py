@@ -14,6 +14,7 @@ MOST_KEPT = 500  # cases up to which the draws are kept for the next score: at m
 FEW_CASES = (
     50  # below, intervals of a mean are too narrow more often than they say (André et al., MICCAI 2025 workshop)
 )
+FEWEST_GROUPS = 6  # see `groups_to_draw`
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,27 @@ def sum_groups(
 def owners_of(cases: Iterable[str], groups: Mapping[str, str]) -> tuple[str, ...]:
     """Whose each case is, as intervals and tests take it: its patient's, and where none is named, its own."""
     return tuple(f"group {groups[case]}" if case in groups else f"case {case}" for case in cases)
+
+
+def groups_to_draw(
+    groups: Sequence[str] | None, is_defined: Sequence[bool] | NDArray[np.bool_] | None = None
+) -> tuple[str, ...] | None:
+    """The group of each value, where intervals and tests are over groups; None where every value stands for itself.
+
+    So it does where fewer than 6 groups have a value (is_defined; None: all have), unless each has one alone. All of g
+    groups lie on one side of the truth with a chance of 2^(1 - g), where no resample of them and no change of signs
+    reaches it: below 6 that is more than 5 %. What is said of so few is said of these groups alone (`few_groups`).
+    """
+    if groups is None:
+        return None
+    kept = groups if is_defined is None else [g for g, is_kept in zip(groups, is_defined, strict=True) if is_kept]
+    return tuple(groups) if len(set(kept)) >= min(FEWEST_GROUPS, len(kept)) else None
+
+
+def few_groups(num_groups: int, num_cases: int, what: str = "patients") -> str:
+    """What a reader must know where `groups_to_draw` gives none."""
+    words = f"{num_groups} {what} are too few to draw from: intervals and tests are over their {num_cases} cases"
+    return f"{words} and speak of these alone."
 
 
 def warn_of_few(num_cases: int, what: str = "cases") -> tuple[str, ...]:
