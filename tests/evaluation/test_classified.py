@@ -84,6 +84,14 @@ def test_intervals_are_over_patients_where_they_are_named(tmp_path, few_draws):
     assert found.num_patients == 10 and found.groups["case_39"] == "p9"
 
 
+def test_five_patients_have_intervals_over_their_cases_and_a_warning(tmp_path, few_draws):
+    write_table(tmp_path, shares_of(LABELS))
+    patients = {name: f"p{place % 5}" for place, name in enumerate(names())}
+    found = evaluate_classes(tmp_path, labelled(tmp_path), metrics=["auroc"], groups=patients)
+    assert found.summary == evaluate_classes(tmp_path, labelled(tmp_path), metrics=["auroc"]).summary
+    assert found.num_patients is None and "5 patients are too few" in found.warnings[-1]
+
+
 def test_one_patient_has_no_interval():
     found = cohort_intervals(np.array([0, 1, 1]), shares_of(np.array([0, 1, 1])), ["auroc"], groups=["a", "a", "a"])
     assert found["auroc"].value is not None and found["auroc"].low is None

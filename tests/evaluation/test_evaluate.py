@@ -235,14 +235,38 @@ def test_intervals_over_patients_keep_the_mean_and_widen_with_alike_cases(tmp_pa
     assert any("7 patients: intervals" in warning for warning in by_patient.warnings)
 
 
+def test_five_patients_have_intervals_over_their_cases_and_a_warning(tmp_path):
+    maps = {f"p{i}s{j}": (label_map(shift=i % 4), label_map()) for i in range(5) for j in range(3)}
+    pairs, groups = write_pairs(tmp_path, maps), {case: case[:2] for case in maps}
+    options = {"metrics": ("dice", "lesion_recall", "meddinov3:hd95")}
+    by_case, by_patient = evaluate(pairs, LABELS, **options), evaluate(pairs, LABELS, groups=groups, **options)
+    assert (by_patient.summary, by_patient.lesions) == (by_case.summary, by_case.lesions)
+    assert by_patient.num_patients is None and by_patient.groups == groups
+    assert any("5 patients are too few to draw from" in told for told in by_patient.warnings)
+
+
+def test_patients_without_a_value_are_not_drawn_over(tmp_path):
+    maps = {
+        f"p{i}s{j}": (label_map(lesion=i < 3 and j > 0, shift=i % 4), label_map(lesion=i < 3))
+        for i in range(7)
+        for j in range(2)
+    }
+    pairs, groups = write_pairs(tmp_path, maps), {case: case[:2] for case in maps}
+    by_case, by_patient = (evaluate(pairs, LABELS, metrics=("dice",), groups=given) for given in (None, groups))
+    ends = [{row.structure: (row.low, row.high) for row in one.summary} for one in (by_case, by_patient)]
+    assert ends[0]["lesion"] == ends[1]["lesion"] and ends[0]["liver"] != ends[1]["liver"]
+    assert by_patient.num_patients == 7
+    assert next(told for told in by_patient.warnings if "fewer than 6 patients" in told).startswith("lesion: ")
+
+
 def test_lesions_of_a_patient_are_resampled_together(tmp_path):
-    maps = {f"p{i}s{j}": (label_map(lesion=i > 0), label_map()) for i in range(4) for j in range(2)}
+    maps = {f"p{i}s{j}": (label_map(lesion=i > 0), label_map()) for i in range(8) for j in range(2)}
     pairs = write_pairs(tmp_path, maps)
     options = {"metrics": ("lesion_recall",)}
     by_case = evaluate(pairs, LABELS, **options).lesions[1]
     by_patient = evaluate(pairs, LABELS, groups={case: case[:2] for case in maps}, **options).lesions[1]
-    assert by_case.num_reference == by_patient.num_reference == 8
-    assert by_case.recall.value == by_patient.recall.value == 0.75
+    assert by_case.num_reference == by_patient.num_reference == 16
+    assert by_case.recall.value == by_patient.recall.value == 0.875
     assert by_patient.recall.low < by_case.recall.low
 
 

@@ -140,20 +140,36 @@ def test_several_runs_are_compared_case_by_case(tmp_path):
 
 
 def test_cases_of_a_patient_are_compared_as_one_and_older_scores_case_by_case(tmp_path):
-    patients = {f"case_{number}": f"p{number // 2}" for number in range(10)}
+    patients = {f"case_{number}": f"p{min(number, 5)}" for number in range(10)}
     results = [
         write_scores(tmp_path / n, s, w, groups=patients) for n, s, w in (("a", 1, 0), ("b", 50, 40), ("c", 9, 5))
     ]
     page = make_page(results)
     p, note = section(page, "Paired tests").rows[0][3], section(page, "Paired tests").note
-    assert p == pytest.approx(2 / 2**5) and "over the 5 patients (10 cases) that all results share" in note
-    assert "in each of 5 patients" in section(page, "Mean ranks over the patients").note
+    assert p == pytest.approx(2 / 2**6) and "over the 6 patients (10 cases) that all results share" in note
+    assert "in each of 6 patients" in section(page, "Mean ranks over the patients").note
     for folder in results:
         value = json.loads((folder / "scores.json").read_text())
         assert value.pop("groups") == patients
         (folder / "scores.json").write_text(json.dumps(value))
     older = section(make_page(results), "Paired tests")
     assert older.rows[0][3] == pytest.approx(2 / 2**10) and "over the 10 cases that all results share" in older.note
+
+
+def paired(tmp_path, *groups):
+    """The paired tests of two results whose cases belong to these patients."""
+    results = (
+        write_scores(tmp_path / f"{place}", seed, worse, groups=of_one)
+        for place, (seed, worse, of_one) in enumerate(zip((1, 50), (0, 40), groups, strict=True))
+    )
+    return section(make_page(list(results)), "Paired tests")
+
+
+def test_five_patients_are_compared_case_by_case_and_the_page_says_so(tmp_path):
+    patients = {f"case_{number}": f"p{number // 2}" for number in range(10)}
+    few = paired(tmp_path, patients, patients)
+    assert few.rows[0][3] == pytest.approx(2 / 2**10) and "over the 10 cases that all results share" in few.note
+    assert "5 patients are too few to draw from: intervals and tests are over their 10 cases" in few.note
 
 
 def test_runs_that_differ_in_their_seed_alone_are_summed_up(tmp_path):

@@ -13,7 +13,7 @@ from voxdino.core.records import Record, nearest
 from voxdino.evaluation.classification import CLASSIFICATION_METRICS, reliability_bins
 from voxdino.evaluation.cohort import cohort_intervals
 from voxdino.evaluation.scores import FailedCase, Share
-from voxdino.evaluation.statistics import owners_of, warn_of_few
+from voxdino.evaluation.statistics import few_groups, groups_to_draw, owners_of, warn_of_few
 from voxdino.preparation.classification import ClassificationSet, LabelledCase, label_texts
 from voxdino.preparation.tables import read_table
 
@@ -55,7 +55,7 @@ class ClassifiedCase(Record):
 
 
 class ClassScores(Record):
-    """scores.json of a classifier. num_patients: where cases were grouped, how many; the intervals are over them.
+    """scores.json of a classifier. num_patients: where the intervals are over patients, how many.
 
     failed: cases of the splits that were predicted (test, as a rule) that have no probabilities.
     groups: case -> patient, of the scored cases that one is named of.
@@ -104,7 +104,8 @@ def evaluate_classes(
     cases, missing = _pair(said, known, folder / TABLE)
     whose = groups if groups is not None else {case.id: case.group for case in cases if case.group}
     named = {case.id: whose[case.id] for case in cases if case.id in whose}
-    patients = owners_of([case.id for case in cases], named) if named else None
+    owners = owners_of([case.id for case in cases], named) if named else None
+    patients = groups_to_draw(owners)
     rows = np.array([case.labels for case in cases], dtype=np.int64)
     labels = rows if known.kind == "multi" else rows[:, 0]
     shares = np.array([said[case.id] for case in cases])
@@ -128,7 +129,10 @@ def evaluate_classes(
             Reliability(confidence=one.confidence, accuracy=one.accuracy, num=one.count)
             for one in reliability_bins(labels, shares)
         ),
-        warnings=warn_of_few(num, "cases" if patients is None else "patients"),
+        warnings=(
+            *warn_of_few(num, "cases" if patients is None else "patients"),
+            *((few_groups(len(set(owners)), num),) if owners is not None and patients is None else ()),
+        ),
         failed=tuple(FailedCase(case=name, message="has no probabilities.") for name in missing),
         cases=tuple(
             ClassifiedCase(

@@ -118,7 +118,7 @@ class StructureCounts(Record):
 class Scores(Record):
     """The result of `evaluate`.
 
-    num_patients: where cases were grouped by patient, how many; the intervals are over them. None: over cases.
+    num_patients: where the intervals are over patients, how many (see `groups_to_draw`). None: over cases.
     empty: how empty masks count; "undefined": by every metric's own rule (`rules`).
     tolerance, length_unit: the tolerance of NSD and the unit of all lengths, "mm" ("px" where files state none).
     definitions: metric -> definition id.   rules: metric -> what it does with empty masks.

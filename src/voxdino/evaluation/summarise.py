@@ -1,6 +1,6 @@
 """From the scores of single cases to means, intervals, counts and warnings."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 
@@ -21,9 +21,20 @@ from voxdino.evaluation.scores import (
     StructureScores,
     Summary,
 )
-from voxdino.evaluation.statistics import MeanInterval, mean_interval, owners_of, pooled_interval, warn_of_few
+from voxdino.evaluation.statistics import (
+    FEWEST_GROUPS,
+    MeanInterval,
+    few_groups,
+    groups_to_draw,
+    mean_interval,
+    owners_of,
+    pooled_interval,
+    sum_groups,
+    warn_of_few,
+)
 
 Values = NDArray[np.float64]
+Patients = tuple[str, ...] | None  # of each case; None: every case stands for itself
 
 
 @dataclass(frozen=True)
@@ -42,37 +53,36 @@ def summarise(
     measures: Measures,
     groups: Mapping[str, str] | None = None,
 ) -> Scores:
-    """All cases together. groups: case -> patient; intervals then are over patients (a case without one is its own)."""
+    """All cases together.
+
+    groups: case -> patient; intervals then are over patients (a case without one is its own), where `groups_to_draw`
+    finds enough of them with a value.
+    """
     names = [name for name, _ in structures(labels)]
     length_units = sorted({case.length_unit for case in scored}) or ["mm"]
     volume_units = sorted({case.volume_unit for case in scored}) or ["ml"]
     units = {"": "", "length": "/".join(length_units), "voxels": "voxels", "volume": "/".join(volume_units)}
-    patients = _patients(scored, groups)
+    owners = None if groups is None else owners_of(_ids(scored), groups)
+    drawn = groups_to_draw(owners)
     counts = tuple(_count(name, [case.rows[i].outcome for case in scored]) for i, name in enumerate(names))
     return Scores(
         voxdino_version=__version__,
         num_cases=len(scored),
-        num_patients=None if groups is None else len(set(patients.tolist())),
+        num_patients=None if drawn is None else len(set(drawn)),
         empty=measures.empty,
         tolerance=measures.tolerance,
         length_unit=units["length"],
         volume_unit=units["volume"],
         definitions={name: metric.definition_under(measures.empty) for name, metric in measures.table.items()},
         rules={name: metric.rule_under(measures.empty) for name, metric in measures.table.items()},
-        summary=tuple(_summary(scored, names, measures, units, None if groups is None else patients)),
+        summary=tuple(_summary(scored, names, measures, units, drawn)),
         counts=counts,
-        warnings=tuple(_warnings(len(set(patients.tolist())), counts, units, groups is not None)),
+        warnings=(*_of_size(scored, names, owners), *_warnings(counts, units)),
         failed=tuple(failed),
         cases=tuple(row for case in scored for row in case.rows),
-        lesions=_lesions(scored, names, units["volume"].replace("ml", "mm³"), measures.min_overlap, patients),
+        lesions=_lesions(scored, names, units["volume"].replace("ml", "mm³"), measures.min_overlap, drawn),
         groups={case: groups[case] for case in _ids(scored) if case in groups} if groups else {},
     )
-
-
-def _patients(scored: Sequence[ScoredCase], groups: Mapping[str, str] | None) -> NDArray[np.int64]:
-    """(num_cases,) the number of each case's patient."""
-    owners = owners_of(_ids(scored), groups or {})
-    return np.unique(owners, return_inverse=True)[1].astype(np.int64) if owners else np.zeros(0, np.int64)
 
 
 def _ids(scored: Sequence[ScoredCase]) -> list[str]:
@@ -84,14 +94,13 @@ def _summary(
     names: Sequence[str],
     measures: Measures,
     units: Mapping[str, str],
-    patients: NDArray[np.int64] | None,
+    patients: Patients,
 ) -> list[Summary]:
     """Every metric of every structure, then of "mean" (sums of ml mean nothing, and have no such row)."""
     columns: dict[tuple[str, str], MeanInterval] = {}
     means: dict[tuple[str, str], MeanInterval] = {}
     for metric, of in measures.table.items():
-        rows = [[_number(row.values[metric]) for row in case.rows] for case in scored]
-        values = np.array(rows, dtype=np.float64).reshape(-1, len(names))
+        values = _values(scored, metric, len(names))
         columns |= {(name, metric): _interval(values[:, [i]], patients) for i, name in enumerate(names)}
         if of.paper:
             means["mean", metric] = _mean_of_means(values, patients)
@@ -110,15 +119,22 @@ def _summary(
     ]
 
 
-def _interval(values: Values, patients: NDArray[np.int64] | None) -> MeanInterval:
+def _values(scored: Sequence[ScoredCase], metric: str, num_structures: int) -> Values:
+    """(num_cases, num_structures), NaN where undefined."""
+    rows = [[_number(row.values[metric]) for row in case.rows] for case in scored]
+    return np.array(rows, dtype=np.float64).reshape(-1, num_structures)
+
+
+def _interval(values: Values, patients: Patients) -> MeanInterval:
     """Mean of one column (num_cases, 1) of values; its interval is over cases, or over patients where given."""
-    return mean_interval(values[:, 0].tolist(), groups=None if patients is None else patients.tolist())
+    return mean_interval(values[:, 0].tolist(), groups=groups_to_draw(patients, ~np.isnan(values[:, 0])))
 
 
-def _mean_of_means(values: Values, patients: NDArray[np.int64] | None) -> MeanInterval:
+def _mean_of_means(values: Values, patients: Patients) -> MeanInterval:
     """Mean over the columns of each column's mean over its defined values (num_cases, n), patients resampled whole."""
     is_defined = ~np.isnan(values)
-    counts = _sums_by(np.hstack([np.nan_to_num(values), is_defined]), patients)
+    drawn = groups_to_draw(patients, is_defined.any(axis=1))
+    counts = _sums_by(np.hstack([np.nan_to_num(values), is_defined]), drawn)
 
     def statistic(sums: Values) -> Values:
         total, number = np.hsplit(sums, 2)
@@ -130,26 +146,25 @@ def _mean_of_means(values: Values, patients: NDArray[np.int64] | None) -> MeanIn
     return MeanInterval(mean=mean, low=low, high=high, num_cases=len(values), num_undefined=num_undefined)
 
 
-def _sums_by(values: Values, patients: NDArray[np.int64] | None) -> Values:
+def _sums_by(values: Values, patients: Patients) -> Values:
     """Rows of one patient added up; the rows themselves where every case is a patient of its own."""
-    if patients is None:
+    if not patients:
         return values
-    sums = np.zeros((patients.max(initial=-1) + 1, values.shape[1]))
-    np.add.at(sums, patients, values)
-    return sums
+    return np.stack([sum_groups(column, patients)[0] for column in values.T], axis=1)
 
 
 def _lesions(
-    scored: Sequence[ScoredCase], names: Sequence[str], unit: str, min_overlap: float, patients: NDArray[np.int64]
+    scored: Sequence[ScoredCase], names: Sequence[str], unit: str, min_overlap: float, patients: Patients
 ) -> tuple[LesionSummary, ...]:
     """Per structure, where lesions were counted; the cases of a patient as one."""
     summaries = []
     for place, name in enumerate(names):
-        by_patient: dict[int, list[LesionScores]] = {}
-        for patient, case in zip(patients.tolist(), scored, strict=True):
-            lesions = case.rows[place].lesions
+        found = [case.rows[place].lesions for case in scored]
+        drawn = groups_to_draw(patients, [lesions is not None for lesions in found])
+        by_patient: dict[str, list[LesionScores]] = {}
+        for owner, lesions in zip(drawn or _ids(scored), found, strict=True):
             if lesions is not None:
-                by_patient.setdefault(patient, []).append(lesions)
+                by_patient.setdefault(owner, []).append(lesions)
         if by_patient:
             together = [_merged(cases) for cases in by_patient.values()]
             summaries.append(summarise_lesions(name, together, unit=unit, min_overlap=min_overlap))
@@ -186,8 +201,26 @@ def _count(name: str, outcomes: Sequence[Outcome]) -> StructureCounts:
     )
 
 
-def _warnings(num: int, counts: Sequence[StructureCounts], units: Mapping[str, str], by_patient: bool) -> list[str]:
-    warnings = list(warn_of_few(num, "patients" if by_patient else "cases"))
+def _of_size(scored: Sequence[ScoredCase], names: Sequence[str], owners: Patients) -> Iterator[str]:
+    """What intervals are over, where that is not plain or not many."""
+    drawn = groups_to_draw(owners)
+    yield from warn_of_few(*((len(scored), "cases") if drawn is None else (len(set(drawn)), "patients")))
+    if owners is not None and drawn is None:
+        yield few_groups(len(set(owners)), len(scored))
+    for place, name in enumerate(names if drawn else ()):
+        metrics = list(scored[0].rows[place].values)
+        few = [
+            metric
+            for metric in metrics
+            if groups_to_draw(drawn, ~np.isnan(_values(scored, metric, len(names))[:, place])) is None
+        ]
+        if few:
+            fact = f"fewer than {FEWEST_GROUPS} patients have {'any value' if few == metrics else ', '.join(few)}"
+            yield f"{name}: {fact}; the intervals are over their cases and speak of these patients alone."
+
+
+def _warnings(counts: Sequence[StructureCounts], units: Mapping[str, str]) -> list[str]:
+    warnings = []
     for count in counts:
         if count.absent + count.false_alarm and not count.both + count.missed:
             warnings.append(f"{count.structure} is in no reference: nothing can be said about finding it.")

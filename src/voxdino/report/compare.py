@@ -1,6 +1,6 @@
 """Several results side by side: who is better, by how much, and whether this sample could have shown it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from itertools import combinations
 from typing import Literal
 
@@ -9,7 +9,14 @@ import numpy as np
 from voxdino.core.safe_files import digest_json
 from voxdino.evaluation.comparison import holm, paired_test, rank_table, smallest_detectable_difference
 from voxdino.evaluation.scores import Scores
-from voxdino.evaluation.statistics import mean_interval, owners_of, seeds_summary, sum_groups
+from voxdino.evaluation.statistics import (
+    few_groups,
+    groups_to_draw,
+    mean_interval,
+    owners_of,
+    seeds_summary,
+    sum_groups,
+)
 from voxdino.report.page import (
     Cell,
     Column,
@@ -50,8 +57,7 @@ def comparison_sections(results: Sequence[Result]) -> tuple[Section, ...]:
         values = _shared({name: values_by_case(scores, metric) for name, scores in scored})
         sections += [_leaderboard(scored), _forest(scored, metric), _structures(scored, metric)]
         if len(values) > 1 and all(values.values()):
-            groups = {case: group for _, scores in scored for case, group in scores.groups.items()}
-            sections += _tests(values, groups, metric)
+            sections += _tests(values, [scores.groups for _, scores in scored], metric)
     seeds = _seeds(results, metric) if metric is not None else None
     curves = tuple(curve for r in results if (curve := validation_curve(r.log, r.name)).points)
     if seeds is not None:
@@ -85,7 +91,7 @@ def _leaderboard(scored: Sequence[tuple[str, Scores]]) -> TableSection:
         title="Leaderboard",
         columns=(Column(title="result"), Column(title="cases"), *columns, Column(title="not scored")),
         rows=tuple(rows),
-        note="Mean over cases of the structures' average, with its 95 % interval (over patients where they are known). "
+        note="Mean over cases of the structures' average, with its 95 % interval (over patients where six are known). "
         "Intervals of two results may overlap and the results still differ: the paired tests below compare case by "
         "case.",
     )
@@ -113,13 +119,29 @@ def _structures(scored: Sequence[tuple[str, Scores]], metric: str) -> TableSecti
     return TableSection(title=f"{metric_heading(metric)} by structure", columns=columns, rows=tuple(rows))
 
 
-def _tests(values: Values, groups: Mapping[str, str], metric: str) -> list[Section]:
-    """Every pair, in words too; with three results or more their ranks. Cases of one patient count as one."""
+def _whose(cases: Collection[str], groups: Sequence[Mapping[str, str]]) -> tuple[tuple[str, ...], str, str]:
+    """Whose each case is for the tests, "patients" or "cases", and why it is not patients though they are named."""
+    alone = owners_of(cases, {})
+    named: dict[str, set[str]] = {case: {one[case] for one in groups if case in one} for case in cases}
+    if not any(named.values()):
+        return alone, "cases", ""
+    owners = owners_of(cases, {case: min(patients) for case, patients in named.items() if patients})
+    drawn = groups_to_draw(owners)
+    if drawn is None:
+        return alone, "cases", f" {few_groups(len(set(owners)), len(cases))}"
+    return drawn, "patients", ""
+
+
+def _tests(values: Values, groups: Sequence[Mapping[str, str]], metric: str) -> list[Section]:
+    """Every pair, in words too; with three results or more their ranks. Cases of one patient count as one.
+
+    groups: case -> patient, of each result.
+    """
     name = metric_heading(metric)
     arrays = {result: np.array(list(one.values())) for result, one in values.items()}
     pairs = list(combinations(arrays, 2))
     cases = next(iter(values.values()))
-    owners, over = owners_of(cases, groups), "patients" if any(case in groups for case in cases) else "cases"
+    owners, over, why = _whose(cases, groups)
     num = f"{len(set(owners))} {over}" + (f" ({len(cases)} cases)" if over == "patients" else "")
     ps = [paired_test(arrays[a].tolist(), arrays[b].tolist(), groups=owners) for a, b in pairs]
     rows: list[tuple[Cell, ...]] = []
@@ -141,8 +163,8 @@ def _tests(values: Values, groups: Mapping[str, str], metric: str) -> list[Secti
     )
     note = (
         f"Wilcoxon's signed-rank test over the {num} that all results share; Holm's correction for "
-        f"{len(pairs)} comparisons. Smallest to be shown: the difference that a paired t-test over so many {over}, "
-        "spread as these, finds in 4 of 5 samples."
+        f"{len(pairs)} comparisons.{why} Smallest to be shown: the difference that a paired t-test over so many "
+        f"{over}, spread as these, finds in 4 of 5 samples."
     )
     sections: list[Section] = [
         TextSection(title="In words", paragraphs=tuple(sentences)),
