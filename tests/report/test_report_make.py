@@ -172,6 +172,13 @@ def test_five_patients_are_compared_case_by_case_and_the_page_says_so(tmp_path):
     assert "5 patients are too few to draw from: intervals and tests are over their 10 cases" in few.note
 
 
+def test_results_that_name_different_patients_are_compared_case_by_case_and_the_page_says_so(tmp_path):
+    patients = {f"case_{number}": f"p{min(number, 6)}" for number in range(10)}
+    unlike = paired(tmp_path, patients, patients | {"case_3": "p6"})
+    assert unlike.rows[0][3] == pytest.approx(2 / 2**10) and "over the 10 cases that all results share" in unlike.note
+    assert "name different patients for 1 of them (first: case_3)" in unlike.note
+
+
 def test_runs_that_differ_in_their_seed_alone_are_summed_up(tmp_path):
     folders = []
     for seed in (0, 1, 2):

@@ -125,6 +125,9 @@ def _whose(cases: Collection[str], groups: Sequence[Mapping[str, str]]) -> tuple
     named: dict[str, set[str]] = {case: {one[case] for one in groups if case in one} for case in cases}
     if not any(named.values()):
         return alone, "cases", ""
+    unlike = [case for case, patients in named.items() if len(patients) > 1]
+    if unlike:
+        return alone, "cases", f" The results name different patients for {len(unlike)} of them (first: {unlike[0]})."
     owners = owners_of(cases, {case: min(patients) for case, patients in named.items() if patients})
     drawn = groups_to_draw(owners)
     if drawn is None:
