@@ -1,5 +1,6 @@
 """The commands on a few phantoms: one road, the same command again, and what each of them refuses."""
 
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from voxdino.cli import main
+from voxdino.cli.predict import predict
+from voxdino.inference.settings import PredictSettings
 from voxdino.preparation.phantoms import draw_phantoms
 
 TINY = ["--backbone", "random:tiny", "--device", "cpu", "--workers", "1"]
@@ -318,3 +321,10 @@ def test_without_a_recipe_one_is_chosen_and_the_reason_told(workdir, phantoms, c
     assert main(["finetune", "--workdir", str(workdir), "--dry-run"]) == 0
     shown = capsys.readouterr()
     assert "recipe frozen_detail3d: volumes of" in shown.err and "frozen_detail3d_fold0" in shown.out
+
+
+def test_the_defaults_of_predict_are_those_of_its_settings():
+    options = inspect.signature(predict).parameters
+    names = {"slices_at_once": "tiles_at_once"}  # named after what a user sees
+    told = {field: options[names.get(field, field)].default for field in PredictSettings.model_fields}
+    assert told == PredictSettings().model_dump()
