@@ -8,7 +8,7 @@ import pytest
 import torch
 from small_benchmark import SIZES, draw_all, draw_blobs, draw_pictures, opened, toy_grid
 
-from voxdino.benchmark import run
+from voxdino.benchmark import matching, run
 from voxdino.benchmark.classification import ClassificationData, linear
 from voxdino.benchmark.encoders import Encoder
 from voxdino.benchmark.estimate import Estimate
@@ -319,7 +319,9 @@ def test_images_of_the_same_class_are_found(root, tmp_path, data):
     assert "All numbers: retrieval" in [section.title for section in page.sections]
 
 
-def test_the_masks_of_one_case_are_carried_to_its_likes(tmp_path):
+def test_the_masks_of_one_case_are_carried_to_its_likes(tmp_path, monkeypatch):
+    pooled, class_shares = [], matching.class_shares
+    monkeypatch.setattr(matching, "class_shares", lambda *a, **k: (pooled.append(a), class_shares(*a, **k))[1])
     draw_blobs(tmp_path / "masks")
     for case in range(1, 6):  # all alike
         for kind in ("image", "label"):
@@ -329,5 +331,6 @@ def test_the_masks_of_one_case_are_carried_to_its_likes(tmp_path):
     assert result.num_train == 1 and min(result.scores["dice"]) > 0.8 and result.validation > 0.8
     assert len(set(result.scores["dice"])) == 1 and result.settings["source"] not in result.cases
     assert any(tmp_path.glob("bench/sets/*/maps/*/*.safetensors"))
+    assert len(pooled) == 1  # once, however many cases the masks are carried to
     shots = one_task(tmp_path, tmp_path / "bench", data="masks", probe="correspondence", resolutions=(160,), shots=(2,))
     assert list(shots.failed) == ["t: p at 160 px, 2 cases, seed 0"] and shots.results == outcome.results

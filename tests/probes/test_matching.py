@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from voxdino.probes.correspondence import distances_mm, mask_centre, match_points, transfer_labels
+from voxdino.probes.correspondence import class_shares, distances_mm, mask_centre, match_points, transfer_labels
 from voxdino.probes.retrieval import retrieval_scores
 
 torch.set_num_threads(1)
@@ -86,9 +87,33 @@ def test_labels_move_with_the_features(grid):
     label = torch.zeros(shape, dtype=torch.int64)
     label[..., 4:8, 8:16] = 1
     target = source.roll(1, dims=-1)
-    moved = transfer_labels(source, target, label, target_shape=shape, num_classes=2, k=1)
+    shares = class_shares(label, grid, num_classes=2)
+    moved = transfer_labels(source, target, shares, target_shape=shape, k=1)
     expected = label.roll(4, dims=-1)
     overlap = 2 * int((moved & expected).sum()) / int(moved.sum() + expected.sum())
     assert moved.shape == label.shape and overlap > 0.9
     torch.testing.assert_close(mask_centre(moved, 1), mask_centre(expected, 1), atol=0.6, rtol=0)
     assert bool(mask_centre(moved, 5).isnan().all())
+
+
+class Largest(TorchDispatchMode):
+    """The bytes of the largest tensor that is made."""
+
+    num_bytes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if isinstance(made, torch.Tensor):
+            self.num_bytes = max(self.num_bytes, made.nbytes)
+        return made
+
+
+@pytest.mark.parametrize("grid", [(4, 6), (2, 4, 6)], ids=["2d", "3d"])
+def test_many_classes_take_the_memory_of_one_and_fill_each_token_once(grid):
+    label = torch.arange(4 ** len(grid) * int(np.prod(grid))).reshape([4 * n for n in grid]) % 10
+    with Largest() as largest:
+        shares = class_shares(label, grid, num_classes=10)
+    assert largest.num_bytes <= 4 * label.numel()
+    torch.testing.assert_close(shares.sum(1), torch.ones(int(np.prod(grid))))
+    first = label[tuple(slice(4) for _ in grid)]
+    torch.testing.assert_close(shares[0], torch.bincount(first.flatten(), minlength=10) / first.numel())

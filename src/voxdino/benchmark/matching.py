@@ -17,7 +17,7 @@ from voxdino.core.safe_files import digest_json
 from voxdino.core.volume import LabelMap, Volume
 from voxdino.models.precision import uses_bf16
 from voxdino.preparation.dataset import read_case
-from voxdino.probes.correspondence import transfer_labels
+from voxdino.probes.correspondence import class_shares, transfer_labels
 
 FORMAT = 1  # raised when the meaning of kept maps changes
 MOST_SLICES = 32  # of a volume
@@ -44,11 +44,12 @@ def one_case(data: SegmentationData, cell: Cell, encoder: Encoder) -> Model:
     known = labels.to_indices(reference.array)
     label = torch.from_numpy(np.where(known == labels.ignore_index, 0, known).astype(np.int64))
     of_source = maps(source, volume, keep=True)
+    shares = class_shares(label, of_source.shape[1:], num_classes=len(labels.ids))
 
     def predict(name: str, volume: Volume, keep: bool) -> LabelMap:
         shape = volume.array.shape[1:]
         of_case = maps(name, volume, keep=keep)
-        found = transfer_labels(of_source, of_case, label, target_shape=shape, num_classes=len(labels.ids))
+        found = transfer_labels(of_source, of_case, shares, target_shape=shape)
         return LabelMap(labels.to_ids(found.numpy()), volume.grid)
 
     dices = [data.score(cases[name], predict, cell)["dice"] for name in split.val]

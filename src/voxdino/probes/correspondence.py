@@ -35,29 +35,33 @@ def match_points(
     return (places + 0.5) * scale - 0.5
 
 
+def class_shares(label: Int[Tensor, "*spatial"], grid: Sequence[int], *, num_classes: int) -> Float[Tensor, "N K"]:
+    """How much of each token of a grid each class fills, tokens in array order."""
+    pool = (nn.AdaptiveAvgPool3d if label.ndim == 3 else nn.AdaptiveAvgPool2d)(tuple(grid))
+    # one class at a time: large volumes of many fit into memory
+    return torch.stack([pool((label == index).float()[None]).flatten() for index in range(num_classes)], dim=1)
+
+
 def transfer_labels(
     source: Float[Tensor, "E *grid"],
     target: Float[Tensor, "E *other"],
-    label: Int[Tensor, "*spatial"],
+    shares: Float[Tensor, "N K"],
     *,
     target_shape: Sequence[int],
-    num_classes: int,
     k: int = 5,
     temperature: float = 0.07,
 ) -> Int[Tensor, "*voxels"]:
     """The source's label map brought to the target image: its tokens vote as in `knn_probabilities`.
 
-    A token counts for each class as much as the class fills it. Votes are interpolated to voxels; the largest wins.
+    shares: of the source's tokens, by `class_shares`; a token counts for each class as much as the class fills it.
+    Votes are interpolated to voxels; the largest wins.
     """
-    kinds = F.one_hot(label.long(), num_classes).movedim(-1, 0).float()  # (K, *spatial)
-    pool = nn.AdaptiveAvgPool3d if label.ndim == 3 else nn.AdaptiveAvgPool2d
-    shares = pool(tuple(source.shape[1:]))(kinds).flatten(1).T  # (N, K)
     votes = knn_probabilities(
-        source.flatten(1).T, shares, target.flatten(1).T, num_classes=num_classes, k=k, temperature=temperature
+        source.flatten(1).T, shares, target.flatten(1).T, num_classes=shares.shape[1], k=k, temperature=temperature
     )
-    mode = "trilinear" if label.ndim == 3 else "bilinear"
+    mode = "trilinear" if len(target_shape) == 3 else "bilinear"
     most, winner = torch.full(tuple(target_shape), -1.0), torch.zeros(tuple(target_shape), dtype=torch.int64)
-    for index, column in enumerate(votes.T.float()):  # one class at a time: large volumes of many fit into memory
+    for index, column in enumerate(votes.T.float()):  # one at a time, as there
         share = F.interpolate(column.reshape(1, 1, *target.shape[1:]), size=tuple(target_shape), mode=mode)[0, 0]
         winner[share > most] = index
         most = torch.maximum(most, share)
