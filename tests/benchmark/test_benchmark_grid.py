@@ -34,8 +34,8 @@ def test_cells_of_one_encoder_and_resolution_come_together():
     assert sum(first != second for first, second in pairwise(places)) == len(set(places)) - 1
 
 
-def test_each_site_is_held_out_in_turn_without_a_curve_of_small_data():
-    task = TaskEntry(name="masks", data="d", probe="patch_linear", resolutions=(64,), shots=(1,), hold_out="group")
+def test_each_site_is_held_out_in_turn():
+    task = TaskEntry(name="masks", data="d", probe="patch_linear", resolutions=(64,), hold_out="group")
     found = cells(toy_grid(tasks=(task,)), masks=("north", "south"))
     assert [(cell.site, cell.shots) for cell in found if cell.encoder == "tiny"] == [("north", None), ("south", None)]
 
@@ -53,6 +53,14 @@ def test_each_site_is_held_out_in_turn_without_a_curve_of_small_data():
             "no corruption 'blurr'. Did you mean 'blur'",
         ),
         ({"tasks": [{"name": "t", "data": "d", "probe": "knn", "resolutions": [9], "strengths": [6]}]}, "from 1 to 5"),
+        *(
+            ({"tasks": [{"name": "t", "data": "d", "probe": "knn", "resolutions": [9], **settings}]}, told)
+            for settings, told in (
+                ({"corruptions": ["blur"], "strengths": []}, "strengths"),
+                ({"corruptions": ["blur"], "hold_out": "group"}, "corruptions are not measured of sites: leave them"),
+                ({"shots": [1], "hold_out": "group"}, "shots are not measured of sites: leave them out, or take"),
+            )
+        ),
     ],
 )
 def test_a_grid_that_cannot_be_meant_is_refused(change, told):
@@ -83,7 +91,6 @@ def test_every_fault_and_strength_follows_the_probe_that_it_asks():
     asked = [(cell.seed, cell.corruption, cell.strength) for cell in found]
     faults = [(0, name, strength) for name in ("blur", "noise") for strength in (1, 5)]
     assert asked == [(0, None, 0), *faults, (1, None, 0)]
-    assert len(cells(toy_grid(tasks=(task.model_copy(update={"hold_out": "group"}),)), volumes=("a", "b"))) == 2 * 2 * 4
 
 
 def test_a_cell_is_named_as_before_there_were_corruptions():

@@ -332,5 +332,8 @@ def test_the_masks_of_one_case_are_carried_to_its_likes(tmp_path, monkeypatch):
     assert len(set(result.scores["dice"])) == 1 and result.settings["source"] not in result.cases
     assert any(tmp_path.glob("bench/sets/*/maps/*/*.safetensors"))
     assert len(pooled) == 1  # once, however many cases the masks are carried to
-    shots = one_task(tmp_path, tmp_path / "bench", data="masks", probe="correspondence", resolutions=(160,), shots=(2,))
-    assert list(shots.failed) == ["t: p at 160 px, 2 cases, seed 0"] and shots.results == outcome.results
+
+
+def test_shots_of_a_probe_that_takes_none_are_refused_before_anything_is_measured(root, tmp_path):
+    with pytest.raises(UsageError, match="take shots out"):
+        one_task(root, tmp_path, data="masks", probe="correspondence", resolutions=(160,), shots=(2,))

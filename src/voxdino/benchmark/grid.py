@@ -38,7 +38,8 @@ class TaskEntry(Record):
     shots_at:    the resolution of that curve and of corruptions; default: the middle one.
     corruptions: faults of the test images, names of voxdino.data.corruptions.CORRUPTIONS, or "all" of them; the probe
                  is that of the images as they are.   strengths: of each fault, from 1 to 5.
-    hold_out:    "split": the data set's test cases (or fold `fold`); "group": each group (site) in turn.
+    hold_out:    "split": the data set's test cases (or fold `fold`); "group": each group (site) in turn, without shots
+                 and corruptions.
     axes, slices: of volumes to classify: the axes they are cut along, and slices of each axis, evenly spread.
     window:      3: a slice comes with its neighbours, as the three colours; 1: alone.
     limit:       at most so many training and so many test cases, evenly spread; for trials.
@@ -52,7 +53,7 @@ class TaskEntry(Record):
     shots: tuple[int, ...] = ()
     shots_at: int | None = None
     corruptions: tuple[str, ...] | Literal["all"] = ()
-    strengths: tuple[int, ...] = STRENGTHS
+    strengths: tuple[int, ...] = Field(default=STRENGTHS, min_length=1)
     hold_out: Literal["split", "group"] = "split"
     fold: int = Field(default=0, ge=0)
     axes: tuple[Literal[0, 1, 2], ...] = Field(default=(0, 1), min_length=1)
@@ -75,6 +76,13 @@ class TaskEntry(Record):
                 raise ValueError(f"no corruption '{name}'.{nearest(name, CORRUPTIONS)} Known: {', '.join(CORRUPTIONS)}")
         if not set(self.strengths) <= set(STRENGTHS):
             raise ValueError(f"strengths {list(self.strengths)} must be from {STRENGTHS[0]} to {STRENGTHS[-1]}")
+        return self
+
+    @model_validator(mode="after")
+    def _sites_have_no_curves(self) -> "TaskEntry":
+        for name, values in (("shots", self.shots), ("corruptions", self.faults)):
+            if values and self.hold_out == "group":
+                raise ValueError(f"{name} are not measured of sites: leave them out, or take hold_out split")
         return self
 
     @model_validator(mode="after")
@@ -164,7 +172,7 @@ def cells_of(
         for encoder in encoders:
             for resolution in task.resolutions:
                 at = Cell(task=task.name, encoder=encoder, resolution=resolution)
-                has_curves = resolution == task.curve_resolution and task.hold_out == "split"
+                has_curves = resolution == task.curve_resolution
                 for site, seed in product(sites.get(task.name, (None,)), whole):
                     cells.append(at.model_copy(update={"site": site, "seed": seed}))
                     if has_curves and seed == grid.seeds[0]:

@@ -12,7 +12,6 @@ from voxdino.benchmark.grid import Cell
 from voxdino.benchmark.images import View, last_features
 from voxdino.benchmark.kept import kept
 from voxdino.benchmark.segmentation import Model, SegmentationData
-from voxdino.core.errors import UsageError
 from voxdino.core.safe_files import digest_json
 from voxdino.core.volume import LabelMap, Volume
 from voxdino.models.precision import uses_bf16
@@ -27,12 +26,9 @@ def one_case(data: SegmentationData, cell: Cell, encoder: Encoder) -> Model:
     """Every token of a test case takes the labels of the nearest tokens of one labelled case; nothing is fitted.
 
     That case is drawn from those training cases that hold the most structures. Of volumes up to 32 slices, evenly
-    spread along the first axis, are encoded. Errors: UsageError for regions, and for a number of labelled cases.
+    spread along the first axis, are encoded. Errors: UsageError for regions.
     """
     labels = data.classes("correspondence")
-    if cell.shots is not None:
-        fix = "take shots out of this task; seeds draw other cases."
-        raise UsageError("correspondence asks one labelled case, not several.", where=data.dataset.root, fix=fix)
     split = data.split(cell.site)[0]
     held = {name: len(data.store.record(name).packed_locations) for name in sorted(split.train)}
     fullest = [name for name, number in held.items() if number == max(held.values())]

@@ -16,7 +16,7 @@ from voxdino.benchmark.estimate import Speed, estimate
 from voxdino.benchmark.grid import MOST_SITES, Cell, Grid, TaskEntry, cells_of, entry_of
 from voxdino.benchmark.result import CellResult
 from voxdino.benchmark.segmentation import SegmentationData
-from voxdino.benchmark.tasks import TASKS, ClassificationTask, Task
+from voxdino.benchmark.tasks import TASKS, ClassificationTask, Task, task_of
 from voxdino.core.errors import (
     ConfigError,
     DivergedError,
@@ -31,7 +31,6 @@ from voxdino.core.locks import lock_folder
 from voxdino.core.safe_files import digest_json, sweep_temporary
 from voxdino.core.shards import Shard
 from voxdino.models.precision import resolve_device
-from voxdino.models.registry import look_up
 from voxdino.preparation.workers import OverCases
 
 FORMAT = 1  # raised when the meaning of a cell's number changes: older results are then not found, never misread
@@ -69,7 +68,7 @@ class Outcome:
 
 
 class Bench:
-    """The encoders and data sets of a grid, opened. Errors: those of encoders; UsageError for unknown probes.
+    """The encoders and data sets of a grid, opened. Errors: those of encoders and of `task_of`.
 
     root:   what the grid's paths are relative to.   folder: where everything is written.
     failed: tasks whose data cannot be used, with the reason.
@@ -77,7 +76,7 @@ class Bench:
 
     def __init__(self, grid: Grid, root: Path, folder: Path, device: torch.device) -> None:
         self.grid, self.root, self.folder, self.device = grid, root, folder, device
-        self.tasks: dict[str, Task] = {task.name: look_up(TASKS, task.probe, kind="probe") for task in grid.tasks}
+        self.tasks: dict[str, Task] = {task.name: task_of(task) for task in grid.tasks}
         opened = {entry.name: open_encoder(entry, root) for entry in grid.encoders}
         self.encoders = {name: encoder for name, encoder in opened.items() if encoder is not None}
         self.absent = tuple(name for name in opened if name not in self.encoders)

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from voxdino.benchmark import classification, decoders, matching, segmentation
+from voxdino.benchmark.grid import TaskEntry
+from voxdino.core.errors import UsageError
+from voxdino.models.registry import look_up
 
 
 @dataclass(frozen=True)
@@ -26,12 +29,16 @@ class ClassificationTask:
 
 @dataclass(frozen=True)
 class SegmentationTask:
-    """A probe of patch tokens; see ClassificationTask. cost: of what making it ready is made (`estimate`)."""
+    """A probe of patch tokens; see ClassificationTask.
+
+    cost: of what making it ready is made (`estimate`).   takes_shots: it can be asked of few training cases.
+    """
 
     fit: segmentation.Fit
     what: str
     ndim: Literal[3] | None = None
     cost: Literal["fit", "steps", "none"] = "fit"
+    takes_shots: bool = True
     is_seeded: bool = False
     metric: str = "dice"
     chosen_by: str = "dice"
@@ -69,6 +76,15 @@ TASKS: dict[str, Task] = {
     "decoder_2d": _decoder("segdino_v1", "light 2-D decoder"),
     "decoder_3d": _decoder("frozen_conv3d", "stacked 3-D decoder", ndim=3),
     "correspondence": SegmentationTask(
-        matching.one_case, "masks of one case, carried over", cost="none", is_seeded=True
+        matching.one_case, "masks of one case, carried over", cost="none", takes_shots=False, is_seeded=True
     ),
 }
+
+
+def task_of(entry: TaskEntry) -> Task:
+    """What a task of a grid asks. Errors: UsageError for an unknown probe, and for shots of one that takes none."""
+    task = look_up(TASKS, entry.probe, kind="probe")
+    if entry.shots and isinstance(task, SegmentationTask) and not task.takes_shots:
+        fix = "take shots out of this task; seeds draw other cases."
+        raise UsageError(f"{entry.probe} asks one labelled case, not several.", where=entry.name, fix=fix)
+    return task
