@@ -133,7 +133,7 @@ def _interval(values: Values, patients: Patients) -> MeanInterval:
 def _mean_of_means(values: Values, patients: Patients) -> MeanInterval:
     """Mean over the columns of each column's mean over its defined values (num_cases, n), patients resampled whole."""
     is_defined = ~np.isnan(values)
-    drawn = groups_to_draw(patients, is_defined.any(axis=1))
+    drawn = groups_to_draw(patients, np.asarray(is_defined.any(axis=1)))
     counts = _sums_by(np.hstack([np.nan_to_num(values), is_defined]), drawn)
 
     def statistic(sums: Values) -> Values:
