@@ -9,6 +9,7 @@ import pytest
 
 from voxdino.cli import steps
 from voxdino.core.errors import ResourceError
+from voxdino.core.io import digest_image, read_volume, write_volume
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.locks import lock_folder
 from voxdino.preparation.memory import BackboneFacts, BackboneProbe
@@ -122,3 +123,19 @@ def test_a_plain_call_while_a_shard_is_at_work_is_refused_before_it_changes_anyt
     with lock_folder(tmp_path / "prepared", part="1of2"), pytest.raises(ResourceError, match="another run"):
         steps.prepare_planned(other, tmp_path, num_workers=1)
     assert {path.name: path.read_bytes() for path in tmp_path.glob("*.json")} == written
+
+
+@pytest.mark.parametrize("broken_first", [True, False], ids=["repaired", "changed"])
+def test_a_shard_looks_again_at_files_that_changed_since_they_were_checked(tmp_path, monkeypatch, broken_first):
+    monkeypatch.setattr(steps, "BackboneProbe", OtherEachTime)
+    data, workdir = draw_phantoms(tmp_path / "phantoms", num_cases=5, seed=4), tmp_path / "work"
+    path = min((data / "imagesTr").glob("*"))
+    volume, whole = read_volume(path), path.read_bytes()
+    if broken_first:
+        path.write_bytes(whole[: len(whole) // 2])
+    how = {"options": ReadOptions(), "backbone": "tiny", "settings": ASKED, "strict": False, "num_workers": 1}
+    assert (steps.plan_for_shards(data, workdir, **how).set_aside is not None) == broken_first
+    write_volume(path, replace(volume, array=volume.array + 1))
+    planned = steps.plan_for_shards(data, workdir, **how)
+    assert planned.set_aside is None and len(planned.dataset.cases) == 5
+    assert planned.fingerprint.cases[0].sources[f"imagesTr/{path.name}"] == digest_image(path)

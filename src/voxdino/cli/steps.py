@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,9 +14,10 @@ from voxdino.cli.findings import first_error, print_findings
 from voxdino.cli.options import AUTO
 from voxdino.cli.output import counting, format_seconds, relative, say
 from voxdino.core.errors import PartialError, UsageError
+from voxdino.core.io import image_files
 from voxdino.core.io.options import ReadOptions
 from voxdino.core.locks import lock_folder
-from voxdino.core.safe_files import write_json
+from voxdino.core.safe_files import digest_json, read_json, write_json
 from voxdino.core.shards import Shard
 from voxdino.preparation.case import Dataset, Split
 from voxdino.preparation.check import CheckReport, survey
@@ -31,7 +33,7 @@ if TYPE_CHECKING:  # torch stays out of the process that prepares
     from voxdino.finetuning.config import FinetuneConfig
 
 
-CHECK, FINGERPRINT = "check.json", "fingerprint.json"
+CHECK, FINGERPRINT, SURVEYED = "check.json", "fingerprint.json", "surveyed.json"
 CHECK_PICTURE, MAX_PICTURED = "check.png", 4
 _WAIT_FOR_PLAN_S = 24 * 3600.0  # while another shard reads all files
 
@@ -42,6 +44,7 @@ class Planned:
 
     dataset: with its usable cases only.   set_aside: the error of the cases that are not usable, if any.
     kept:    the plan was there already, made for these files and with these settings in it.
+    files:   what tells whether a file has changed since: see `_state_of`.
     """
 
     dataset: Dataset
@@ -51,6 +54,7 @@ class Planned:
     splits: tuple[Split, ...]
     set_aside: PartialError | None
     kept: bool
+    files: str
 
 
 def plan_dataset(
@@ -67,17 +71,18 @@ def plan_dataset(
 ) -> Planned:
     """Check a data set and decide everything about it; writes nothing.
 
-    over_cases: where the files are read.   believe: what an earlier call has written to `workdir` about these cases is
-    not looked at again.
+    over_cases: where the files are read.   believe: what an earlier call has written to `workdir` about these files is
+    not looked at again, while none of them has changed.
 
     A plan.json in `workdir` is kept, edits and all, while it is for these files and says what `settings` say; else
     it is said which of its values change.
     Errors: those of the data set; with `strict` the first bad case's too.
     """
     dataset = read_dataset(path, options)
+    files = _state_of(dataset)
     with BackboneProbe(backbone) as probe:  # torch loads in its process while this one reads the files
         with counting("checking") as on_progress:
-            known = _earlier_survey(dataset, workdir) if believe else None
+            known = _earlier_survey(dataset, workdir, files) if believe else None
             report, fingerprint = known or survey(
                 dataset, num_workers=num_workers, over_cases=over_cases, on_progress=on_progress
             )
@@ -98,7 +103,7 @@ def plan_dataset(
     if error is not None:
         fact = f"{report.bad_cases} of {report.num_cases} cases were set aside; first {error.where}: {error.fact}"
         set_aside = PartialError(fact, where=path, fix=error.fix)
-    return Planned(dataset, report, fingerprint, plan, splits, set_aside, kept)
+    return Planned(dataset, report, fingerprint, plan, splits, set_aside, kept, files)
 
 
 def plan_for_shards(path: Path, workdir: Path, **how: Any) -> Planned:
@@ -112,20 +117,39 @@ def plan_for_shards(path: Path, workdir: Path, **how: Any) -> Planned:
     return planned
 
 
-def _earlier_survey(dataset: Dataset, workdir: Path) -> tuple[CheckReport, Fingerprint] | None:
+def _earlier_survey(dataset: Dataset, workdir: Path, files: str) -> tuple[CheckReport, Fingerprint] | None:
     """What is written about the same cases and files, to be read in the same way; None where it is not."""
-    if not (workdir / CHECK).is_file() or not (workdir / FINGERPRINT).is_file():
+    if not all((workdir / name).is_file() for name in (CHECK, FINGERPRINT, SURVEYED)):
         return None
     report, fingerprint = CheckReport.read(workdir / CHECK), Fingerprint.read(workdir / FINGERPRINT)
-    files = {case.id: {dataset.name_of(file) for file in case.files} for case in dataset.cases}
     same = (
-        report.num_cases == len(files)
+        read_json(workdir / SURVEYED) == {"files": files}
         and (fingerprint.dataset, fingerprint.read_options) == (dataset.name, dataset.options)
         and fingerprint.channels == dataset.channels
         and dataset.labels in (None, fingerprint.labels)
-        and all(files.get(case.id) == set(case.sources) for case in fingerprint.cases)
     )
     return (report, fingerprint) if same else None
+
+
+def _state_of(dataset: Dataset) -> str:
+    """Digest of the names, sizes and times of all files of the cases; none is read."""
+    return digest_json(
+        [
+            [
+                case.id,
+                [[dataset.name_of(file), *_size_and_time(file)] for path in case.files for file in image_files(path)],
+            ]
+            for case in dataset.cases
+        ]
+    )
+
+
+def _size_and_time(file: Path) -> tuple[int, ...]:
+    """In bytes and ns; () of a file that is not there."""
+    with suppress(OSError):
+        status = file.stat()
+        return status.st_size, status.st_mtime_ns
+    return ()
 
 
 def _still_holds(plan: Plan, fingerprint: Fingerprint, settings: Mapping[str, str], patch_size: int) -> bool:
@@ -144,7 +168,7 @@ def _changes(earlier: Plan, plan: Plan) -> str:
 
 
 def _write_planned(planned: Planned, workdir: Path) -> None:
-    """check.json, fingerprint.json, plan.json and splits.json. Errors: UsageError where `workdir` is another set's."""
+    """All that was found and decided. Errors: UsageError where `workdir` is another set's."""
     _require_own(workdir, planned.fingerprint)
     path = workdir / "plan.json"
     if planned.kept:
@@ -154,6 +178,7 @@ def _write_planned(planned: Planned, workdir: Path) -> None:
     if not planned.kept:
         planned.plan.write(path)
     write_json(workdir / "splits.json", [split.to_json() for split in planned.splits])
+    write_json(workdir / SURVEYED, {"files": planned.files})  # last: it vouches for the others
 
 
 def prepare_planned(
@@ -164,7 +189,7 @@ def prepare_planned(
     shard: Shard | None = None,
     over_cases: OverCases = run_over_cases,
 ) -> None:
-    """Write check.json, fingerprint.json, plan.json, splits.json and the prepared cases to `workdir`.
+    """Write the plan, what it was made from, and the prepared cases to `workdir`.
 
     shard: only this part of the cases; the rest is there (`plan_for_shards`).   over_cases: where they are prepared.
     Errors: UsageError where the folder holds the work on another data set.
