@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,14 +16,14 @@ from voxdino.benchmark.estimate import Estimate
 from voxdino.benchmark.grid import Cell, EncoderEntry, TaskEntry
 from voxdino.benchmark.page import report_page
 from voxdino.benchmark.run import Bench, run_grid
-from voxdino.benchmark.segmentation import SegmentationData
+from voxdino.benchmark.segmentation import Model, SegmentationData
 from voxdino.benchmark.standing import Standing
 from voxdino.cli import main as voxdino
 from voxdino.core.errors import EXIT_PARTIAL, DivergedError, UsageError
 from voxdino.core.geometry import Grid as VoxelGrid
 from voxdino.core.io import write_volume
 from voxdino.core.safe_files import digest_file
-from voxdino.core.volume import Volume
+from voxdino.core.volume import LabelMap, Volume
 from voxdino.models.weights import load_backbone
 from voxdino.models.weights_card import PretrainingFacts, pack_seen
 
@@ -254,6 +255,29 @@ def test_holding_out_the_site_of_all_validation_cases_chooses_with_others(tmp_pa
     train, val, test = data.ids("a")
     assert len(test) == 5 and (len(train), len(val)) == (1, 2)
     assert not Bench(toy_grid(tasks=(entry,)), tmp_path, tmp_path / "bench", torch.device("cpu")).failed
+
+
+def test_a_picture_without_a_patient_is_none_of_the_patient_of_its_name(tmp_path):
+    rows = [f"{n}.png,{n % 2},{s},{g}" for n, s, g in ((0, "train", "a"), (1, "train", "b"), (2, "val", "c"))]
+    rows += ["3.png,1,test,", "4.png,0,test,3.png", "5.png,1,test,3.png"]
+    entry = write_table(tmp_path / "set", rows)
+    (result,) = one_task(tmp_path, tmp_path / "bench", data=entry.data, probe="knn", resolutions=(16,)).results
+    assert result.cases[0] == "3.png" and len(set(result.groups)) == 2 and result.groups[1] == result.groups[2]
+
+
+def test_a_mask_without_a_patient_is_none_of_the_patient_of_its_name(root, tmp_path):
+    data = opened_masks(root, tmp_path)
+    first, *others = data.dataset.cases
+    cases = (first, *(replace(case, group=first.id) for case in others))
+    splits = ((data.splits[0][0], tuple(case.id for case in cases)),)
+    data = replace(data, dataset=replace(data.dataset, cases=cases), splits=splits)
+
+    def empty(name, volume, keep):
+        return LabelMap(np.zeros(volume.array.shape[1:], np.uint8), volume.grid)
+
+    cell = Cell(task="masks", encoder="pixels:16", resolution=64)
+    result = data.measure(cell, opened("pixels:16"), Model(empty, None, 1, {}))
+    assert result.cases[0] == first.id and len(set(result.groups)) == 2 and len(set(result.groups[1:])) == 1
 
 
 @pytest.mark.parametrize("error", [UsageError, DivergedError])
