@@ -51,8 +51,7 @@ def test_units_hold_every_cell_once_and_no_two_compute_the_same_features(root, t
     assert sorted(str(cell) for unit in units for cell in unit.cells) == sorted(map(str, bench.cells))
     assert len({unit.id for unit in units}) == len(units) == 2 * 2  # 16 and 17 pixels are one patch
     features = [
-        {bench.data(cell).features(bench.encoders[cell.encoder], cell).folder for cell in unit.cells}
-        for unit in units
+        {bench.data(cell).features(bench.encoders[cell.encoder], cell).folder for cell in unit.cells} for unit in units
     ]
     assert not any(one & other for one, other in combinations(features, 2))
     parts = [units_of(bench, Shard(number, 3)) for number in (1, 2, 3)]
