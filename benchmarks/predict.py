@@ -1,7 +1,7 @@
 """Seconds from an image file to a label map file: voxdino beside nnU-Net and MONAI, on one CT-like volume.
 
 python benchmarks/predict.py --work FOLDER --backbone FILE [--size 512] [--slices 120] [--runs 5] [--peer-env FOLDER]
-       [--budget 5m] [--most-minutes 60] [--device auto] [--save docs/results/predict.md]
+       [--budget 5m] [--most-minutes 60] [--only SYSTEM ...] [--device auto] [--save docs/results/predict.md]
 
 The network is SegDINO's with the plan's defaults, fine-tuned for --budget on enlarged phantoms (a network that was
 never trained has label maps of noise, which no two precisions agree on). Rows: ours as it comes, in float32, and with
@@ -48,6 +48,7 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=120)
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--peer-env", type=Path)
+    parser.add_argument("--only", nargs="+", choices=[*OURS, *MONAI, *NNUNET], help="of the systems; voxdino always is")
     parser.add_argument("--budget", default="5m")
     parser.add_argument("--most-minutes", type=float, default=60)
     parser.add_argument("--device", default="auto")
@@ -66,7 +67,8 @@ def main() -> None:
 
 
 def systems(arguments: argparse.Namespace) -> list[str]:
-    return [*OURS, *((*MONAI, *NNUNET) if arguments.peer_env else ())]
+    known = [*OURS, *((*MONAI, *NNUNET) if arguments.peer_env else ())]
+    return [name for name in known if name in (arguments.only or known) or name == "voxdino"]
 
 
 def make_data(arguments: argparse.Namespace) -> None:

@@ -100,7 +100,6 @@ def monai(task: dict[str, Any], device: torch.device) -> dict[str, Any]:
     from voxdino.core.io import read_volume, write_label_map
     from voxdino.core.volume import LabelMap
     from voxdino.inference.load import load_model
-    from voxdino.inference.settings import PredictSettings
     from voxdino.models.precision import autocast, uses_bf16
     from voxdino.preparation.intensity import normalise
     from voxdino.preparation.orientation import restore_labels
@@ -117,12 +116,11 @@ def monai(task: dict[str, Any], device: torch.device) -> dict[str, Any]:
             logits: torch.Tensor = model.segmenter(crops).logits
         return logits.float()
 
-    inferer = SlidingWindowInferer(
-        roi_size=(1, *plan.tile), sw_batch_size=4, overlap=PredictSettings().overlap, mode="gaussian"
-    )
     started = time.perf_counter()
     slices, geometry = slice_case("case", read_volume(task["image"]), plan)
     image = normalise(slices.read(slice(None)), slices.scaling)
+    shared = shares(image.shape[2:], plan.tile)
+    inferer = SlidingWindowInferer(roi_size=(1, *plan.tile), sw_batch_size=4, overlap=(0.0, *shared), mode="gaussian")
     beside = [np.clip(np.arange(image.shape[1]) + by, 0, image.shape[1] - 1) for by in range(-context, context + 1)]
     stacked = np.stack([image[:, indices] for indices in beside], axis=1).reshape(-1, *image.shape[1:])
     with torch.inference_mode():
@@ -132,6 +130,17 @@ def monai(task: dict[str, Any], device: torch.device) -> dict[str, Any]:
     path = Path(task["out"]) / "label.nii.gz"
     write_label_map(path, LabelMap(plan.labels.to_ids(restored.array), restored.grid), like=task["image"])
     return {"seconds": time.perf_counter() - started, "labels": str(path)}
+
+
+def shares(size: tuple[int, ...], tile: tuple[int, ...]) -> list[float]:
+    """What our tiles really share along each axis, so that windows of MONAI lie where ours do."""
+    from voxdino.inference.tiles import OVERLAP, slab_starts
+
+    found = []
+    for length, side in zip(size, tile, strict=True):
+        starts = slab_starts(max(length, side), side, overlap=OVERLAP)
+        found.append(1 - (starts[1] - starts[0] + 0.5) / side if len(starts) > 1 else 0.0)
+    return found
 
 
 if __name__ == "__main__":
