@@ -10,12 +10,13 @@ import torch
 from small_benchmark import SIZES, draw_all, draw_blobs, draw_pictures, opened, toy_grid
 
 from voxdino.benchmark import matching, run
+from voxdino.benchmark.bench import Bench
 from voxdino.benchmark.classification import ClassificationData, linear
 from voxdino.benchmark.encoders import Encoder
 from voxdino.benchmark.estimate import Estimate
 from voxdino.benchmark.grid import Cell, EncoderEntry, TaskEntry
 from voxdino.benchmark.page import report_page
-from voxdino.benchmark.run import Bench, run_grid
+from voxdino.benchmark.run import run_grid
 from voxdino.benchmark.segmentation import Model, SegmentationData
 from voxdino.benchmark.standing import Standing
 from voxdino.cli import main as voxdino

@@ -8,8 +8,9 @@ import pytest
 import torch
 from small_benchmark import draw_all, toy_grid
 
+from voxdino.benchmark.bench import Bench
 from voxdino.benchmark.grid import TaskEntry
-from voxdino.benchmark.run import Bench, run_grid, units_of
+from voxdino.benchmark.run import run_grid, units_of
 from voxdino.cli import main as voxdino
 from voxdino.core.errors import ImageError, ResourceError
 from voxdino.core.locks import lock_folder
