@@ -82,5 +82,6 @@ def test_evaluate_takes_papers_groups_and_a_rule_for_empty_masks(tmp_path, capsy
     scores = Scores.read(out)
     paper = [f"meddinov3:{name}" for name in ("dice", "hd95", "nsd")] + ["dinomed3d:dice", "dinomed3d:hd95"]
     assert list(scores.definitions) == ["dice", *paper]
-    assert (scores.num_patients, scores.empty, scores.num_cases) == (1, "score", len(cases))
+    assert (scores.num_patients, scores.empty, scores.num_cases) == (None, "score", len(cases))  # one is too few
+    assert scores.groups == dict.fromkeys(cases, "one")
     assert main(["evaluate", *folders, "--groups", str(tmp_path / "none.csv")]) == 3

@@ -20,6 +20,14 @@ def test_the_first_signal_only_asks(number):
         assert request and request.signal_number == number
 
 
+@pytest.fixture(autouse=True)
+def _as_in_a_terminal():
+    """Programs in the background of a shell start with Ctrl-C ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_the_second_ctrl_c_interrupts_at_once():
     with pytest.raises(KeyboardInterrupt), stop_on_signals() as request:
         send(signal.SIGINT)

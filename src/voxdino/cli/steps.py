@@ -25,7 +25,7 @@ from voxdino.preparation.dataset import read_case, read_dataset
 from voxdino.preparation.fingerprint import Fingerprint
 from voxdino.preparation.memory import BackboneProbe
 from voxdino.preparation.plan import DEFAULT_BACKBONE, Plan, make_plan
-from voxdino.preparation.prepare import prepare
+from voxdino.preparation.prepare import PREPARED, prepare
 from voxdino.preparation.splits import make_splits
 from voxdino.preparation.workers import OverCases, run_over_cases
 
@@ -195,7 +195,7 @@ def prepare_planned(
     Errors: UsageError where the folder holds the work on another data set.
     """
     if shard is None:
-        with lock_folder(workdir):
+        with lock_folder(workdir), lock_folder(workdir / PREPARED):  # refused before a plan changes under shards
             _write_planned(planned, workdir)
     with counting("preparing", tell=over_cases is not run_over_cases) as on_progress:
         summary = prepare(
