@@ -21,6 +21,7 @@ import torch
 import voxdino
 from voxdino.core.io import read_label_map
 from voxdino.core.io.options import ReadOptions
+from voxdino.evaluation.overlap import dice
 from voxdino.evaluation.statistics import mean_interval
 from voxdino.inference.load import load_model
 from voxdino.inference.settings import PredictSettings
@@ -67,11 +68,11 @@ def main() -> None:
     for overlap, found in seen.items():
         less = mean_interval([one[0] - half[0] for one, half in zip(found, seen[HALF], strict=True)])
         ratio = statistics.median(one[1] / half[1] for one, half in zip(found, seen[HALF], strict=True))
-        dice = statistics.mean(dice for dice, _ in found)
+        mean = statistics.mean(score for score, _ in found)
         change = (
             f"{less.mean:+.4f} [{less.low:+.4f}, {less.high:+.4f}]" if less.low is not None else f"{less.mean:+.4f}"
         )
-        text += f"| {overlap:g} | {len(tile_boxes(size, plan.tile, overlap))} | {dice:.4f} | {change} | {ratio:.2f} |\n"
+        text += f"| {overlap:g} | {len(tile_boxes(size, plan.tile, overlap))} | {mean:.4f} | {change} | {ratio:.2f} |\n"
     print(text)
     if arguments.save:
         before = arguments.save.read_text() if arguments.save.exists() else "# What overlapping tiles are worth\n"
@@ -85,11 +86,7 @@ def files(path: Path, only: list[str] | None) -> list[Path]:
 
 def mean_dice(labels: np.ndarray, truth: np.ndarray) -> float:
     """Mean over the foreground classes of the truth."""
-    classes = [value for value in np.unique(truth) if value]
-    return statistics.mean(
-        2 * ((labels == value) & (truth == value)).sum() / ((labels == value).sum() + (truth == value).sum())
-        for value in classes
-    )
+    return statistics.mean(dice(labels == value, truth == value) for value in np.unique(truth) if value)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What the records of cases share, whatever was made of them: written last, sealed, and kept while nothing changed."""
 
+from abc import abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -25,9 +26,9 @@ class MadeRecord(Record):
         checksum: str
 
     @property
+    @abstractmethod
     def file_digests(self) -> dict[str, str]:
         """File beside the record -> SHA-256."""
-        raise NotImplementedError
 
     def sealed(self: M) -> M:
         """With its checksum."""
