@@ -1,10 +1,10 @@
-"""Training through attention in bfloat16 on the CPU: plain matmuls beside torch's fused kernel.
+"""Attention in bfloat16 on the CPU: plain matmuls beside torch's fused kernel.
 
 python benchmarks/attention.py [--backbones voxdino_tiny FILE ...] [--runs 15] [--save docs/results/attention.md]
 
-Time: six heads of 64 channels (ViT-S), about two thousand tokens at once, forward and backward; medians of runs that
-take turns. Error: of the last feature maps of whole backbones, and of the gradients of all their weights, against
-float32 on phantoms; with the spread of a query's logits (before softmax) in the block where it is largest.
+Time: six heads of 64 channels (ViT-S), about two thousand tokens at once; medians of runs that take turns. Error: of
+the last feature maps of whole backbones, and of the gradients of all their weights, against float32 on phantoms; with
+the spread of a query's logits (before softmax) in the block where it is largest.
 """
 
 import argparse
@@ -26,8 +26,8 @@ from voxdino.models.precision import autocast
 from voxdino.models.weights import load_backbone
 from voxdino.preparation.phantoms import draw_phantom
 
-TOKENS, HEADS, CHANNELS, AT_ONCE = (37, 65, 197, 257, 577), 6, 64, 2056
-TIMES = "| tokens | images | times as fast |\n| --- | --- | --- |\n"
+TOKENS, HEADS, CHANNELS, AT_ONCE = (37, 65, 197, 257, 401, 577, 785, 1025), 6, 64, 2056
+TIMES = "| tokens | images | forward | forward and backward |\n| --- | --- | --- | --- |\n"
 ERRORS = (
     "| backbone | SD of logits | features, fused | features, plain | gradients, fused | gradients, plain |\n"
     "| --- | --- | --- | --- | --- | --- |\n"
@@ -46,9 +46,9 @@ def main() -> None:
     text = f"""# Attention in bfloat16 on the CPU
 
 `python benchmarks/attention.py --backbones {names}`, {datetime.date.today()},
-torch {torch.__version__}, {os.cpu_count()} cores {platform.machine()}: forward and backward of plain matmuls
-(`voxdino.models.backbones.blocks.attend`) beside torch's `scaled_dot_product_attention`; medians of {arguments.runs}
-runs. Without gradients the two take about the same time.
+torch {torch.__version__}, {os.cpu_count()} cores {platform.machine()}: how many times as fast plain matmuls
+(`voxdino.models.backbones.blocks.attend`) are as torch's `scaled_dot_product_attention`; medians of {arguments.runs}
+runs. "–": `attend` leaves it to torch, for the memory that the gradient would need.
 
 {TIMES}{times}
 Errors of whole backbones in training, relative to float32:
@@ -61,17 +61,26 @@ Errors of whole backbones in training, relative to float32:
 
 def row(num_tokens: int, runs: int) -> str:
     images = max(1, AT_ONCE // num_tokens)
-    packed = torch.randn(images, num_tokens, 3, HEADS, CHANNELS).bfloat16().requires_grad_()
+    forward = times_as_fast(torch.randn(images, num_tokens, 3, HEADS, CHANNELS).bfloat16(), runs)
+    both = "–"
+    if num_tokens <= blocks.MOST_TRAINED_TOKENS:
+        packed = torch.randn(images, num_tokens, 3, HEADS, CHANNELS).bfloat16().requires_grad_()
+        both = f"{times_as_fast(packed, runs):.1f}"
+    return f"| {num_tokens} | {images} | {forward:.1f} | {both} |\n"
+
+
+def times_as_fast(packed: Tensor, runs: int) -> float:
     kernels: list[Callable[[Tensor, Tensor, Tensor], Tensor]] = [F.scaled_dot_product_attention, blocks.attend]
     seconds: list[list[float]] = [[], []]
     for _ in range(runs + 2):
         for kernel, found in zip(kernels, seconds, strict=True):
             started = time.perf_counter()
-            parts = packed.permute(2, 0, 3, 1, 4).unbind(0)  # as an attention layer cuts them from one product
-            kernel(*parts).sum().backward()  # type: ignore[no-untyped-call]
+            out = kernel(*packed.permute(2, 0, 3, 1, 4).unbind(0))  # as an attention layer cuts them from one product
+            if packed.requires_grad:
+                out.sum().backward()  # type: ignore[no-untyped-call]
             found.append(time.perf_counter() - started)
     fused, plain = (statistics.median(found[2:]) for found in seconds)
-    return f"| {num_tokens} | {images} | {fused / plain:.1f} |\n"
+    return fused / plain
 
 
 def errors_of(source: str) -> str:

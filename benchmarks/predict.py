@@ -4,9 +4,10 @@ python benchmarks/predict.py --work FOLDER --backbone FILE [--size 512] [--slice
        [--budget 5m] [--most-minutes 60] [--only SYSTEM ...] [--device auto] [--save docs/results/predict.md]
 
 The network is SegDINO's with the plan's defaults, fine-tuned for --budget on enlarged phantoms (a network that was
-never trained has label maps of noise, which no two precisions agree on). Rows: ours as it comes, in float32, and with
---fast; MONAI's SlidingWindowInferer driving the same network, as its documentation shows (four windows at a time, no
-autocast) and in our precision, with our overlap and Gaussian weights so that label maps can be compared; nnU-Net 2.8.1
+never trained has label maps of noise, which no two precisions agree on). Rows: ours as it comes, with tiles over all
+that is air too (so they lie where MONAI's windows do), in float32, and with --fast; MONAI's SlidingWindowInferer
+driving the same network, as its documentation shows (four windows at a time, no autocast) and in our precision, with
+our overlap and Gaussian weights so that label maps can be compared; nnU-Net 2.8.1
 with untrained networks of its own plan for these data, with its defaults and with mirroring off. Every measurement is a
 process of its own; imports and the loading of weights do not count, reading and writing do. Where nnU-Net would take
 longer than --most-minutes, some of its tiles are measured and scaled, and the row is marked so.
@@ -26,7 +27,13 @@ from pathlib import Path
 from typing import Any
 
 TRAINING_CASES = 6
-OURS = {"voxdino": {}, "voxdino, float32": {"amp": "off"}, "voxdino --fast": {"overlap": 0.0}}
+EVERY_TILE = "voxdino --gate off"
+OURS = {
+    "voxdino": {},
+    EVERY_TILE: {"gate": "off"},
+    "voxdino, float32": {"amp": "off"},
+    "voxdino --fast": {"overlap": 0.0},
+}
 MONAI = {"MONAI inferer, same network": False, "MONAI inferer, same network, our precision": True}
 NNUNET = {
     "nnU-Net 3d_fullres": ("3d_fullres", True),
@@ -35,8 +42,8 @@ NNUNET = {
     "nnU-Net 2d, no mirroring": ("2d", False),
 }
 HEAD = (
-    "| system | s (median) | voxdino is so many times as fast | labels as voxdino | inside the network |"
-    " share of the matmul rate |\n| --- | --- | --- | --- | --- | --- |\n"
+    "| system | runs | s (median) | voxdino is so many times as fast | labels as voxdino | labels as its --gate off |"
+    " inside the network | share of the matmul rate |\n| --- | --- | --- | --- | --- | --- | --- | --- |\n"
 )
 
 
@@ -214,17 +221,19 @@ def report(arguments: argparse.Namespace, found: dict[str, list[dict[str, Any]]]
     from voxdino.core.io import read_label_map
 
     medians = {name: statistics.median(row["seconds"] for row in runs) for name, runs in found.items()}
-    ours = read_label_map(found["voxdino"][0]["labels"]).array
+    ours = {name: read_label_map(found[name][0]["labels"]).array for name in ("voxdino", EVERY_TILE) if name in found}
     body = ""
     for name, runs in found.items():
         last = runs[-1]
-        agreed = "–"
+        equal = dict.fromkeys(("voxdino", EVERY_TILE), "–")
         if name in MONAI or name in OURS:
-            agreed = f"{(read_label_map(last['labels']).array == ours).mean():.3%}"
+            labels = read_label_map(last["labels"]).array
+            equal |= {one: f"{(labels == values).mean():.3%}" for one, values in ours.items()}
         marks = f" ({last['scaled']})" if last.get("scaled") else ""
         inside, share = (f"{last[key]:.0%}" if key in last else "–" for key in ("inside", "share"))
         ratio = f"{medians[name] / medians['voxdino']:.1f}"
-        body += f"| {name} | {medians[name]:.1f}{marks} | {ratio} | {agreed} | {inside} | {share} |\n"
+        body += f"| {name} | {len(runs)} | {medians[name]:.1f}{marks} | {ratio} | {' | '.join(equal.values())} "
+        body += f"| {inside} | {share} |\n"
     first = found["voxdino"][0]
     precision = "bfloat16" if first["bf16"] else "float32"
     shape = f"{arguments.size} x {arguments.size} x {arguments.slices}"
@@ -233,7 +242,7 @@ def report(arguments: argparse.Namespace, found: dict[str, list[dict[str, Any]]]
 `python benchmarks/predict.py --size {arguments.size} --slices {arguments.slices} --runs {arguments.runs}`, backbone
 {Path(arguments.backbone).name}, {datetime.date.today()}, voxdino {__version__}, torch {first["torch"]},
 {os.cpu_count()} cores {platform.machine()}, device {arguments.device}; ours in {precision}, {first["crops"]} crops.
-Medians of {arguments.runs} runs, each in a process of its own; imports and loading weights do not count.
+Each run is a process of its own; imports and loading weights do not count.
 
 {HEAD}{body}"""
 

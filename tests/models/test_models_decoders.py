@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from voxdino.core.errors import ConfigError
-from voxdino.models.decoders.tpa_sad import TpaSadDecoder, from_segdino_v2
+from voxdino.models.decoders.tpa_sad import EnlargeAndConvolve, TpaSadDecoder, from_segdino_v2
 from voxdino.models.features import Features
 from voxdino.models.registry import DECODERS
 
@@ -132,6 +132,21 @@ def test_gated_blocks_start_as_the_identity():
     decoder = tpa_sad(embed_dim=8, num_outputs=3, decoder_width=16)
     x = torch.randn(2, 16, 5, 7)
     assert all(torch.equal(block(x), x) for block in (*decoder.intra, *decoder.inter))
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4, 8])
+def test_a_level_is_the_enlarged_map_convolved_and_so_are_its_gradients(scale):
+    torch.manual_seed(0)
+    level = EnlargeAndConvolve(6, scale).double()
+    x = torch.randn(2, 6, 3, 5, dtype=torch.float64, requires_grad=True)
+    enlarged = F.interpolate(x, size=(3 * scale, 5 * scale), mode="bilinear")
+    weight = torch.randn(2, 6, 3 * scale, 5 * scale, dtype=torch.float64)
+    ours, theirs = (
+        (out, *torch.autograd.grad((out * weight).sum(), (x, level.conv.weight)))
+        for out in (level(x), level.conv(enlarged))
+    )
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("scales, finest", [((8, 4, 2, 1), 8), ((4, 4, 2, 1), 4), ((2, 2, 1, 1), 2)])

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from voxdino.core.errors import ConfigError
+from voxdino.models.backbones import blocks
 from voxdino.models.backbones.blocks import add_rows, attend, kept_rows, take_rows
 from voxdino.models.backbones.rope import RotaryPositions, rope_periods, rotate
 from voxdino.models.backbones.vit import ViT, ViTConfig, default_taps
@@ -273,8 +274,10 @@ def test_branches_of_single_images_are_left_out_too(vit):
     assert rounds.mean() == pytest.approx(1, abs=0.04)
 
 
-def test_attention_that_is_trained_in_bfloat16_is_that_of_the_fused_kernel():
+@pytest.mark.parametrize("score_bytes", [blocks.SCORE_BYTES, 1])
+def test_attention_in_bfloat16_is_that_of_the_fused_kernel_many_heads_at_a_time_or_one(score_bytes, monkeypatch):
     torch.manual_seed(0)
+    monkeypatch.setattr(blocks, "SCORE_BYTES", score_bytes)
     packed = torch.randn(3, 2, 4, 50, 16)
     packed[1] += 5 * torch.randn(16)  # keys with an offset in common, as in DINO backbones
     exact = F.scaled_dot_product_attention(*packed.bfloat16().float())
@@ -282,6 +285,7 @@ def test_attention_that_is_trained_in_bfloat16_is_that_of_the_fused_kernel():
     for attention, leaf in zip((F.scaled_dot_product_attention, attend), leaves, strict=True):
         out = attention(*leaf)
         assert (out - exact).norm() < 0.01 * exact.norm()
+        assert torch.equal(attention(*leaf.detach()), out)
         out.square().sum().backward()
     fused, ours = (leaf.grad.float() for leaf in leaves)
     assert (ours - fused).norm() < 0.02 * fused.norm()

@@ -26,7 +26,7 @@ from voxdino.models.segmenter import Segmenter
 from voxdino.preparation.intensity import ChannelScaling
 from voxdino.preparation.slices import CaseSlices
 
-TILES_AT_ONCE = {"cpu": 2}  # activations of few tiles stay in a CPU's cache: larger batches are slower there
+TILES_AT_ONCE = {"cpu": 4}  # activations of few tiles stay in a CPU's cache: larger batches are slower there
 _TILES_AT_ONCE = 32  # on devices that are the faster the more they have to do
 _ROUNDED = (nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # by autocast, at every call
 

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from voxdino.models.backbones.rope import Rotation, rotate
 
 FfnKind = Literal["mlp", "swiglu"]
-MOST_TOKENS = 640  # with more, plain matmuls would hold too much for what they gain
+MOST_TOKENS = 1400  # with more, a head's scores leave the cache, and torch's fused kernel is faster
+MOST_TRAINED_TOKENS = 640  # with more, plain matmuls would hold too much for the gradient for what they gain
+SCORE_BYTES = 2**20  # in work at a time, per thread
 
 
 class AdaptableLinear(nn.Linear):
@@ -60,14 +62,23 @@ def attend(
 ) -> Float[Tensor, "B h N d"]:
     """softmax(q k^T / sqrt(d)) v.
 
-    In bfloat16 on the CPU the gradient of torch's fused kernel takes two to four times as long as plain matmuls do
-    (docs/results/attention.md). They round scores to bfloat16: subtracting the mean key, which no softmax notices,
-    makes these small.
+    In bfloat16 on the CPU plain matmuls of some heads at a time, so that their scores stay in the cache, are faster
+    than torch's fused kernel, and their gradient two to four times as fast (docs/results/attention.md). They round
+    scores to bfloat16: subtracting the mean key, which no softmax notices, makes these small.
     """
-    if q.dtype != torch.bfloat16 or q.device.type != "cpu" or not q.requires_grad or q.shape[2] > MOST_TOKENS:
+    most = MOST_TRAINED_TOKENS if q.requires_grad else MOST_TOKENS
+    if q.dtype != torch.bfloat16 or q.device.type != "cpu" or q.shape[2] > most:
         return F.scaled_dot_product_attention(q, k, v)
-    q, k, v = (part.contiguous() for part in (q, k, v))
-    scores: Tensor = (q * q.shape[-1] ** -0.5) @ (k - k.mean(2, keepdim=True)).transpose(-2, -1)  # (B, h, N, N)
+    num_heads = max(1, SCORE_BYTES * torch.get_num_threads() // (2 * q.shape[2] ** 2))
+    parts = zip(*(part.contiguous().flatten(0, 1).split(num_heads) for part in (q, k, v)), strict=True)
+    out: Tensor = torch.cat([_attend_plainly(*part) for part in parts]).unflatten(0, q.shape[:2])
+    return out
+
+
+def _attend_plainly(
+    q: Float[Tensor, "h N d"], k: Float[Tensor, "h N d"], v: Float[Tensor, "h N d"]
+) -> Float[Tensor, "h N d"]:
+    scores: Tensor = (q * q.shape[-1] ** -0.5) @ (k - k.mean(1, keepdim=True)).transpose(-2, -1)  # (h, N, N)
     return scores.softmax(-1) @ v
 
 
