@@ -245,6 +245,27 @@ def test_images_that_change_places_are_another_set(tmp_path):
     assert ClassificationData.open(entry, tmp_path, tmp_path, torch.device("cpu")).digest != before
 
 
+def test_volumes_whose_voxels_changed_beside_their_headers_are_another_set(tmp_path):
+    folder = tmp_path / "set"
+    folder.mkdir()
+    rows = ["file,label,split"]
+    for number, split in enumerate(("train", "train", "val", "test")):
+        packed = folder / "packed.nrrd"
+        write_volume(
+            packed, Volume(np.full((1, 6, 6, 4), number, np.int16), VoxelGrid.from_spacing((6, 6, 4), (1.0, 1.0, 2.0)))
+        )
+        header, _, voxels = packed.read_bytes().partition(b"\n\n")
+        (folder / f"{number}.nhdr").write_bytes(header + f"\ndata file: {number}.raw.gz\n".encode())
+        (folder / f"{number}.raw.gz").write_bytes(voxels)
+        packed.unlink()
+        rows.append(f"{number}.nhdr,{number % 2},{split}")
+    (folder / "labels.csv").write_text("\n".join(rows) + "\n")
+    entry = PICTURES.model_copy(update={"data": "set"})
+    before = ClassificationData.open(entry, tmp_path, tmp_path, torch.device("cpu")).digest
+    shutil.copy(folder / "1.raw.gz", folder / "0.raw.gz")
+    assert ClassificationData.open(entry, tmp_path, tmp_path, torch.device("cpu")).digest != before
+
+
 def test_holding_out_the_site_of_all_validation_cases_chooses_with_others(tmp_path):
     rows = (
         [f"{n}.png,{n % 2},train,a" for n in range(5)] + [f"{n}.png,{n % 2},val,b" for n in (5, 6)] + ["7.png,1,test,c"]

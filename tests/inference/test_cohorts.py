@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import make_volume
+from small_models import make_volume
 
 from voxdino.cohort.crew import LocalCrew
 from voxdino.cohort.dispatch import Cohort

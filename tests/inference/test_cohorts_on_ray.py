@@ -5,7 +5,7 @@ import signal
 from contextlib import suppress
 
 import pytest
-from conftest import make_volume
+from small_models import make_volume
 
 from voxdino.cohort.dispatch import Cohort
 from voxdino.cohort.predicting import Models, Spread

@@ -7,7 +7,7 @@ import dicom_files as made
 import numpy as np
 import pydicom
 import pytest
-from conftest import LABELS
+from small_models import LABELS
 
 from voxdino.core.errors import ImageError, PartialError
 from voxdino.core.io import read_grid, read_label_map

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import make_card, make_plan, make_segmenter, make_volume, model_by_hand
+from small_models import make_card, make_plan, make_segmenter, make_volume, model_by_hand
 
 from voxdino.core.errors import CheckpointError, ResourceError, UsageError
 from voxdino.core.io import read_label_map, write_volume

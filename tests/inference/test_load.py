@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 import torch
-from conftest import LABELS, make_card, make_plan, make_segmenter
 from safetensors.torch import load_file, save_file
+from small_models import LABELS, make_card, make_plan, make_segmenter
 
 from voxdino.core.errors import CheckpointError
 from voxdino.core.safe_files import Manifest

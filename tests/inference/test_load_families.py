@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from conftest import make_card, make_plan
+from small_models import make_card, make_plan
 
 from voxdino.core.safe_files import Manifest
 from voxdino.inference.load import MODEL_FILES, load_model, save_model

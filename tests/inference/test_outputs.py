@@ -8,7 +8,7 @@ import blosc2
 import numpy as np
 import pytest
 import torch
-from conftest import LABELS, make_volume
+from small_models import LABELS, make_volume
 
 from voxdino.core.errors import GeometryError, UsageError
 from voxdino.core.geometry import Grid

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from conftest import make_card, make_plan, make_segmenter, make_volume
+from small_models import make_card, make_plan, make_segmenter, make_volume
 
 from voxdino.core.errors import (
     CheckpointError,

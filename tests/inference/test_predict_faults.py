@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_volume
+from small_models import make_volume
 
 from voxdino.core.io import read_label_map, write_volume
 from voxdino.core.io.nifti import read_fields

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import LABELS, make_plan, make_volume, model_by_hand, with_plan
+from small_models import LABELS, make_plan, make_volume, model_by_hand, with_plan
 
 from voxdino.core.errors import CheckpointError, PlanError, ResourceError, UsageError
 from voxdino.core.geometry import Grid

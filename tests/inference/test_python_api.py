@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK
 import torch
-from conftest import make_volume
+from small_models import make_volume
 
 import voxdino
 from voxdino.core.errors import CheckpointError, ImageError, UsageError

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import LABELS, make_card, make_plan, make_segmenter, make_volume, model_by_hand
+from small_models import LABELS, make_card, make_plan, make_segmenter, make_volume, model_by_hand
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from voxdino.core.labels import LabelSet

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import make_plan, make_volume, model_by_hand
+from small_models import make_plan, make_volume, model_by_hand
 
 from voxdino.core.errors import ResourceError, UsageError
 from voxdino.core.io import read_label_map, write_volume

@@ -16,11 +16,12 @@ from voxdino.benchmark.grid import Cell, TaskEntry
 from voxdino.benchmark.images import ImageFeatures, View
 from voxdino.benchmark.result import CellResult
 from voxdino.core.errors import UsageError
-from voxdino.core.safe_files import digest_file, digest_json
+from voxdino.core.safe_files import digest_json
 from voxdino.evaluation.classification import classification_scores
 from voxdino.evaluation.statistics import owners_of
 from voxdino.preparation.case import SplitName
 from voxdino.preparation.classification import ClassificationSet, LabelledCase, open_classification_set
+from voxdino.preparation.made_record import source_digest
 from voxdino.preparation.splits import deal
 from voxdino.probes.fitting import spread
 from voxdino.probes.knn import knn_probabilities
@@ -174,7 +175,7 @@ class ClassificationData:
     @cached_property
     def digests(self) -> dict[Path, str]:
         """SHA-256 of every image file."""
-        return {file: digest_file(file) for file in sorted({case.file for case in self._all()})}
+        return {file: source_digest(file) for file in sorted({case.file for case in self._all()})}
 
     @cached_property
     def digest(self) -> str:

@@ -69,10 +69,15 @@ def attend(
     most = MOST_TRAINED_TOKENS if q.requires_grad else MOST_TOKENS
     if q.dtype != torch.bfloat16 or q.device.type != "cpu" or q.shape[2] > most:
         return F.scaled_dot_product_attention(q, k, v)
-    num_heads = max(1, SCORE_BYTES * torch.get_num_threads() // (2 * q.shape[2] ** 2))
+    num_heads = max(1, SCORE_BYTES * _num_threads() // (2 * q.shape[2] ** 2))
     parts = zip(*(part.contiguous().flatten(0, 1).split(num_heads) for part in (q, k, v)), strict=True)
     out: Tensor = torch.cat([_attend_plainly(*part) for part in parts]).unflatten(0, q.shape[:2])
     return out
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _num_threads() -> int:
+    return torch.get_num_threads()
 
 
 def _attend_plainly(
