@@ -230,7 +230,9 @@ def report(arguments: argparse.Namespace, found: dict[str, list[dict[str, Any]]]
             labels = read_label_map(last["labels"]).array
             equal |= {one: f"{(labels == values).mean():.3%}" for one, values in ours.items()}
         marks = f" ({last['scaled']})" if last.get("scaled") else ""
-        inside, share = (f"{last[key]:.0%}" if key in last else "–" for key in ("inside", "share"))
+        inside, share = (
+            f"{statistics.median(row[key] for row in runs):.0%}" if key in last else "–" for key in ("inside", "share")
+        )
         ratio = f"{medians[name] / medians['voxdino']:.1f}"
         body += f"| {name} | {len(runs)} | {medians[name]:.1f}{marks} | {ratio} | {' | '.join(equal.values())} "
         body += f"| {inside} | {share} |\n"
