@@ -134,19 +134,46 @@ def test_gated_blocks_start_as_the_identity():
     assert all(torch.equal(block(x), x) for block in (*decoder.intra, *decoder.inter))
 
 
-@pytest.mark.parametrize("scale", [1, 2, 4, 8])
-def test_a_level_is_the_enlarged_map_convolved_and_so_are_its_gradients(scale):
+@pytest.mark.parametrize("scale, size", [(1, (3, 5)), (2, (3, 5)), (3, (5, 4)), (4, (1, 1)), (8, (3, 5)), (8, (1, 7))])
+def test_a_level_is_the_enlarged_map_convolved_and_so_are_its_gradients(scale, size):
     torch.manual_seed(0)
-    level = EnlargeAndConvolve(6, scale).double()
-    x = torch.randn(2, 6, 3, 5, dtype=torch.float64, requires_grad=True)
-    enlarged = F.interpolate(x, size=(3 * scale, 5 * scale), mode="bilinear")
-    weight = torch.randn(2, 6, 3 * scale, 5 * scale, dtype=torch.float64)
-    ours, theirs = (
+    level = EnlargeAndConvolve(32, scale).double()
+    x = torch.randn(2, 32, *size, dtype=torch.float64, requires_grad=True)
+    enlarged = F.interpolate(x, scale_factor=scale, mode="bilinear")
+    weight = torch.randn(enlarged.shape, dtype=torch.float64)
+    expected, *others = (
         (out, *torch.autograd.grad((out * weight).sum(), (x, level.conv.weight)))
-        for out in (level(x), level.conv(enlarged))
+        for out in (level.conv(enlarged), level(x), level._taps_first(x))
     )
-    for one, other in zip(ours, theirs, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
+    for one in others:
+        torch.testing.assert_close(one, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_level_takes_the_taps_first_where_that_is_less_work(monkeypatch):
+    done = []
+    level = EnlargeAndConvolve(64, 4)
+    taps_first = level._taps_first
+    monkeypatch.setattr(level, "_taps_first", lambda x: done.append(tuple(x.shape)) or taps_first(x))
+    for shape in ((1, 64, 16, 16), (1, 64, 64, 64), (0, 64, 16, 16)):
+        level(torch.zeros(shape))
+    assert done == [(1, 64, 16, 16), (0, 64, 16, 16)]
+
+
+def test_a_level_of_no_images_is_of_none():
+    assert EnlargeAndConvolve(64, 4)(torch.zeros(0, 64, 16, 16)).shape == (0, 64, 64, 64)
+
+
+def test_levels_and_gates_stay_in_the_precision_of_autocast():
+    decoder = tpa_sad(embed_dim=8, num_outputs=3, decoder_width=64)
+    with torch.no_grad():
+        for block in (*decoder.intra, *decoder.inter):
+            block.gate.fill_(0.5)
+    features = random_features((4, 4))
+    exact = decoder.native_logits(features)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = decoder.native_logits(features)
+        assert decoder.intra[0](decoder.levels[0](decoder.project[0](features.maps[0]))).dtype == torch.bfloat16
+    assert (rounded.float() - exact).norm() < 0.02 * exact.norm()
 
 
 @pytest.mark.parametrize("scales, finest", [((8, 4, 2, 1), 8), ((4, 4, 2, 1), 4), ((2, 2, 1, 1), 2)])

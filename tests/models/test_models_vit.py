@@ -1,6 +1,8 @@
 """Laws of the vision transformer and of every one in the table."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -289,3 +291,31 @@ def test_attention_in_bfloat16_is_that_of_the_fused_kernel_many_heads_at_a_time_
         out.square().sum().backward()
     fused, ours = (leaf.grad.float() for leaf in leaves)
     assert (ours - fused).norm() < 0.02 * fused.norm()
+
+
+@pytest.mark.parametrize(
+    "num_tokens, trains, is_plain", [(600, True, True), (700, True, False), (700, False, True), (1500, False, False)]
+)
+def test_attention_in_bfloat16_leaves_long_sequences_to_the_fused_kernel(num_tokens, trains, is_plain, monkeypatch):
+    calls = []
+    fused = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *given: calls.append(1) or fused(*given))
+    attend(*torch.randn(3, 1, 1, num_tokens, 4).bfloat16().requires_grad_(trains))
+    assert calls == [1] * (not is_plain)
+
+
+ATTENDS_ALONE = """
+import sys
+import torch
+from voxdino.models.backbones.blocks import attend
+assert "torch._dynamo" not in sys.modules  # it takes seconds to import; only who compiles should wait for it
+q, k, v = torch.randn(3, 2, 3, 40, 8).bfloat16()
+compiled = torch.compile(attend, backend="eager", fullgraph=True)
+assert torch.equal(compiled(q, k, v), attend(q, k, v))
+"""
+
+
+def test_attention_in_bfloat16_compiles_in_one_graph_and_imports_no_compiler():
+    """In a process without the checks of types, which torch cannot compile."""
+    done = subprocess.run([sys.executable, "-c", ATTENDS_ALONE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,6 +1,7 @@
 """The parts of a case that a model looks at, read ahead in a thread, and their logits, tile by tile on its device."""
 
 import copy
+import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
@@ -24,10 +25,11 @@ from voxdino.inference.tiles import Box, Seen, blend, blend_slabs, gaussian_weig
 from voxdino.models.precision import autocast, uses_bf16
 from voxdino.models.segmenter import Segmenter
 from voxdino.preparation.intensity import ChannelScaling
+from voxdino.preparation.plan import Plan
 from voxdino.preparation.slices import CaseSlices
 
-TILES_AT_ONCE = {"cpu": 4}  # activations of few tiles stay in a CPU's cache: larger batches are slower there
-_TILES_AT_ONCE = 32  # on devices that are the faster the more they have to do
+PIXELS_AT_ONCE = {"cpu": 4 * 224**2}  # whose activations stay in a CPU's cache: larger batches are slower there
+TILES_AT_ONCE = 32  # at most, and on devices that are the faster the more they have to do
 _ROUNDED = (nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # by autocast, at every call
 
 
@@ -47,7 +49,7 @@ class Frame:
         self._tile, self._context = model.plan.tile, model.plan.context_slices
         self._weight = torch.from_numpy(gaussian_weight(self._tile)).to(model.device)
         self._nothing = torch.from_numpy(background_logits(model.plan.labels)).to(model.device)[None, :, None, None]
-        self.tiles_at_once = settings.slices_at_once or TILES_AT_ONCE.get(model.device.type, _TILES_AT_ONCE)
+        self.tiles_at_once = settings.slices_at_once or tiles_at_once(model.plan, model.device)
         self._bf16 = uses_bf16(model.device, settings.amp)
         self._segmenter = rounded_weights(model.segmenter) if self._bf16 else model.segmenter
         self._classifier: Float[Tensor, "K C1"] | None = None  # where it comes last, after blending
@@ -218,6 +220,12 @@ class Frame:
         fix = "predict on another device (--device cpu)" + (", or train with a smaller slab." if whole else ".")
         fact = f"{what} of {format_shape(slab.shape[2:])} voxels does not fit into the memory of {slab.device}."
         return ResourceError(fact, fix=fix)
+
+
+def tiles_at_once(plan: Plan, device: torch.device) -> int:
+    """Crops of one slice in a pass of the network."""
+    num_pixels = math.prod(plan.tile) * plan.magnification**2
+    return int(min(max(PIXELS_AT_ONCE.get(device.type, math.inf) // num_pixels, 1), TILES_AT_ONCE))
 
 
 def normalise_tensor(raw: Shaped[Tensor, "Csrc n h w"], scaling: Sequence[ChannelScaling]) -> Float[Tensor, "C n h w"]:

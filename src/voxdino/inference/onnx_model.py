@@ -19,7 +19,7 @@ from voxdino.inference.probe import probe_crop
 from voxdino.inference.settings import PredictSettings
 from voxdino.preparation.plan import Plan
 
-_AT_ONCE = {"CPUExecutionProvider": 2, "OpenVINOExecutionProvider": 2}  # as torch's engine on a CPU
+_AT_ONCE = {"CPUExecutionProvider": 2, "OpenVINOExecutionProvider": 2}  # few stay in its cache
 _AT_ONCE_ON_GPU = 32
 _PROVIDERS = {"cpu": ("OpenVINOExecutionProvider",), "cuda": ("CUDAExecutionProvider",)}
 

@@ -62,22 +62,19 @@ def attend(
 ) -> Float[Tensor, "B h N d"]:
     """softmax(q k^T / sqrt(d)) v.
 
-    In bfloat16 on the CPU plain matmuls of some heads at a time, so that their scores stay in the cache, are faster
-    than torch's fused kernel, and their gradient two to four times as fast (docs/results/attention.md). They round
-    scores to bfloat16: subtracting the mean key, which no softmax notices, makes these small.
+    In bfloat16 on the CPU plain matmuls of some heads at a time, so that their scores stay in the cache, are 1.1 to 1.7
+    times as fast as torch's fused kernel, and with their gradient 1.8 to 4 times (docs/results/attention.md). They
+    round scores to bfloat16: subtracting the mean key, which no softmax notices, makes these small.
     """
     most = MOST_TRAINED_TOKENS if q.requires_grad else MOST_TOKENS
     if q.dtype != torch.bfloat16 or q.device.type != "cpu" or q.shape[2] > most:
         return F.scaled_dot_product_attention(q, k, v)
-    num_heads = max(1, SCORE_BYTES * _num_threads() // (2 * q.shape[2] ** 2))
+    num_heads = q.shape[0] * q.shape[1]
+    if not torch.compiler.is_compiling():  # which could not look at the number of threads
+        num_heads = max(1, SCORE_BYTES * torch.get_num_threads() // (2 * q.shape[2] ** 2))
     parts = zip(*(part.contiguous().flatten(0, 1).split(num_heads) for part in (q, k, v)), strict=True)
     out: Tensor = torch.cat([_attend_plainly(*part) for part in parts]).unflatten(0, q.shape[:2])
     return out
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
-def _num_threads() -> int:
-    return torch.get_num_threads()
 
 
 def _attend_plainly(

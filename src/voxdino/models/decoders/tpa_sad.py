@@ -4,7 +4,7 @@ Written from the description; agrees with numbers of the authors' code (tests/pa
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Literal
 
@@ -19,6 +19,7 @@ from voxdino.models.features import Features
 
 Pyramid = Literal["x8_x4_x2_x1", "first_release"]
 PUBLISHED_SCALES = (8, 4, 2, 1)
+WORTHWHILE_SHARE = 0.4  # of the work of a convolution: small products reach less of a CPU's speed
 
 
 class GatedBlock(nn.Module):
@@ -33,15 +34,15 @@ class GatedBlock(nn.Module):
 
     def forward(self, x: Float[Tensor, "B C H W"]) -> Float[Tensor, "B C H W"]:
         cleaned = F.gelu(self.norm(self.pointwise(self.depthwise(x))))
-        return x + self.gate.to(cleaned.dtype) * cleaned  # float32 would double what moves through memory
+        return x + self.gate.to(cleaned.dtype) * cleaned  # a CPU: float32 would double what moves
 
 
 class EnlargeAndConvolve(nn.Module):
-    """Bilinear enlargement, then a 3 x 3 convolution, computed the other way round.
+    """Bilinear enlargement, then a 3 x 3 convolution.
 
-    Both are linear, and one mixes places, the other channels. So each of the nine taps is applied to the small map, and
-    what becomes of its rows and columns, enlargement and shift, is a small matrix: the same numbers from `scale` ^ 2
-    times fewer products between channels (docs/results/decoder.md).
+    Both are linear; one mixes places, the other channels. On a CPU, where it is less work, they change places: each of
+    the nine taps is applied to the small map, and what becomes of its rows and columns, enlarged and shifted, is a
+    small matrix. The same numbers, up to 11 times as fast (docs/results/decoder.md).
     """
 
     def __init__(self, width: int, scale: int) -> None:
@@ -50,23 +51,33 @@ class EnlargeAndConvolve(nn.Module):
         self.conv = nn.Conv2d(width, width, 3, padding=1, bias=False)
 
     def forward(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C H W"]:
-        out: Tensor
-        if self.scale == 1:
-            out = self.conv(x)
-            return out
+        if x.device.type == "cpu" and _share_of_work(x.shape[1:], self.scale) < WORTHWHILE_SHARE:
+            return self._taps_first(x)
+        if self.scale > 1:
+            x = F.interpolate(x, size=(x.shape[2] * self.scale, x.shape[3] * self.scale), mode="bilinear")
+        out: Tensor = self.conv(x)
+        return out
+
+    def _taps_first(self, x: Float[Tensor, "B C h w"]) -> Float[Tensor, "B C H W"]:
         images, channels, height, width = x.shape
         taps = self.conv.weight.permute(2, 3, 0, 1).reshape(-1, channels)  # (3 * 3 * C, C)
         tapped = F.linear(x.permute(0, 2, 3, 1), taps).unflatten(-1, (3, 3, -1))  # (B, h, w, 3, 3, C)
-        parts = tapped.permute(0, 3, 1, 4, 2, 5).reshape(images, 3 * height, 3 * width, -1)
+        parts = tapped.permute(0, 3, 1, 4, 2, 5).reshape(images, 3 * height, 3 * width, channels)
         parts = _enlarged_taps(width, self.scale, parts) @ parts  # (B, 3 * h, W, C)
-        out = _enlarged_taps(height, self.scale, parts) @ parts.flatten(2)  # (B, H, W * C)
-        out = out.unflatten(-1, (width * self.scale, -1)).permute(0, 3, 1, 2)  # (B, C, H, W), channels last in memory
+        out: Tensor = _enlarged_taps(height, self.scale, parts) @ parts.flatten(2)  # (B, H, W * C)
+        out = out.unflatten(-1, (width * self.scale, channels)).permute(0, 3, 1, 2)  # channels last in memory
         return out
+
+
+def _share_of_work(shape: Sequence[int], scale: int) -> float:
+    """Products of taps and matrices for a map (C, h, w), of those of a convolution of the enlarged one."""
+    channels, height, width = shape
+    return 1 / scale**2 + (width / scale + height / 3) / channels
 
 
 def _enlarged_taps(length: int, scale: int, like: Tensor) -> Float[Tensor, "L l3"]:
     """Of a line of `length` values, enlarged: what each of three taps sees at every place, 0 beyond the ends."""
-    unit = torch.eye(length, device=like.device)
+    unit = torch.eye(length, dtype=torch.promote_types(like.dtype, torch.float32), device=like.device)
     lines = F.interpolate(unit[None], size=length * scale, mode="linear")[0].T  # (L, l)
     ends = F.pad(lines, (0, 0, 1, 1))
     return torch.cat([ends[:-2], lines, ends[2:]], dim=1).to(like.dtype)
