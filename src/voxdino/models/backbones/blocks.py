@@ -62,8 +62,8 @@ def attend(
 ) -> Float[Tensor, "B h N d"]:
     """softmax(q k^T / sqrt(d)) v.
 
-    In bfloat16 on the CPU plain matmuls of some heads at a time, so that their scores stay in the cache, are 1.1 to 1.7
-    times as fast as torch's fused kernel, and with their gradient 1.8 to 4 times (docs/results/attention.md). They
+    In bfloat16 on the CPU plain matmuls of some heads at a time, so that their scores stay in the cache, are 1.3 to 1.5
+    times as fast as torch's fused kernel, and with their gradient 1.9 to 4 times (docs/results/attention.md). They
     round scores to bfloat16: subtracting the mean key, which no softmax notices, makes these small.
     """
     most = MOST_TRAINED_TOKENS if q.requires_grad else MOST_TOKENS
