@@ -91,7 +91,7 @@ def make_crew(name: str) -> Crew:
 
 def page(body: str, arguments: argparse.Namespace) -> str:
     machine = f"{os.cpu_count()} CPUs ({platform.processor() or platform.machine()})"
-    told = f"{arguments.cases} cases, {arguments.repeats} repeats, one thread a worker, {machine}"
+    told = f"{arguments.cases} cases, repeats: {arguments.repeats}, one thread a worker, {machine}"
     command = f"python benchmarks/cohort.py IMAGES --run RUN --work FOLDER --cases {arguments.cases}"
     return f"# Cohorts\n\n`{command}`, {datetime.date.today()}: {told}.\n\n{HEAD}{body}"
 
