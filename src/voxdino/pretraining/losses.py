@@ -9,6 +9,7 @@ process gives its own rows, of equally many images. A loss averaged over the pro
 DistributedDataParallel does, are those of one process with all the rows.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,7 @@ Group = dist.ProcessGroup
 _LOWEST = torch.finfo(torch.float32).min
 _TINY = torch.finfo(torch.float32).tiny
 _KOLEO_EPS = 1e-8
+_CACHED_VALUES = 2**19
 
 
 @torch.no_grad()
@@ -39,23 +41,38 @@ def sinkhorn_knopp(
     with logarithms, after which no sum is below 1 / max(N, K).
     """
     assert num_iterations >= 1, "a round is needed to make rows sum to 1"
-    scores = logits.float() / temperature
-    scores -= _logsumexp_of_columns(scores, group)
-    shares = (scores - scores.logsumexp(dim=1, keepdim=True).clamp(min=_LOWEST)).exp_()
+    shares = logits.to(torch.float32, copy=True)
+    parts = _some_rows(shares)
+    for part in parts:
+        part /= temperature
+    columns = _logsumexp_of_columns(parts, group)
+    total = torch.zeros_like(columns)
+    for part in parts:
+        part -= columns
+        part -= part.logsumexp(dim=1, keepdim=True).clamp(min=_LOWEST)
+        total += part.exp_().sum(dim=0)
     for _ in range(num_iterations - 1):
-        shares /= _summed(shares.sum(dim=0), group).clamp(min=_TINY)
-        shares /= shares.sum(dim=1, keepdim=True).clamp(min=_TINY)
+        divisor, total = _summed(total, group).clamp(min=_TINY), torch.zeros_like(total)
+        for part in parts:
+            part /= divisor
+            part /= part.sum(dim=1, keepdim=True).clamp(min=_TINY)
+            total += part.sum(dim=0)
     return shares
 
 
-def _logsumexp_of_columns(scores: Float[Tensor, "N K"], group: Group | None) -> Float[Tensor, "K"]:
-    """Over the rows of all processes; very low, not minus infinity, where there are none."""
-    largest = scores.amax(dim=0) if len(scores) else scores.new_full(scores.shape[1:], float("-inf"))
+def _logsumexp_of_columns(parts: Sequence[Float[Tensor, "n K"]], group: Group | None) -> Float[Tensor, "K"]:
+    """Over the rows of all parts and processes; very low, not minus infinity, where there are none."""
+    largest = parts[0].new_full(parts[0].shape[1:], float("-inf"))
+    for part in parts:
+        if len(part):
+            largest = torch.maximum(largest, part.amax(dim=0))
     if group is not None:
         dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
     largest = largest.clamp(min=_LOWEST)
-    total = _summed((scores - largest).exp().sum(dim=0), group)
-    return (largest + total.log()).clamp(min=_LOWEST)
+    total = torch.zeros_like(largest)
+    for part in parts:
+        total += (part - largest).exp_().sum(dim=0)
+    return (largest + _summed(total, group).log()).clamp(min=_LOWEST)
 
 
 def _summed(values: Tensor, group: Group | None) -> Tensor:
@@ -82,8 +99,8 @@ def dino_loss(
     teacher = teacher.float()
     wanted = teacher.sum(dim=0).repeat(len(student), 1, 1)  # (S, B, K): each student crop against its teachers' sum
     wanted[:num_same] -= teacher[:num_same]
-    log_probabilities = (student.float() / student_temperature).log_softmax(dim=-1)
-    return -(wanted * log_probabilities).sum(dim=-1).mean() * len(student) / num_pairs
+    entropies = _cross_entropy(student.flatten(0, 1), wanted.flatten(0, 1), student_temperature)
+    return entropies.mean() * len(student) / num_pairs
 
 
 def ibot_loss(
@@ -99,9 +116,48 @@ def ibot_loss(
     weights:    1 / number of masked patches of its image, so that every image counts the same.
     num_images: global crops of this process, those without a mask included. No masked patch at all: 0.
     """
-    log_probabilities = (student.float() / student_temperature).log_softmax(dim=-1)
-    per_patch = -(teacher.float() * log_probabilities).sum(dim=-1)  # (M,)
-    return (per_patch * weights).sum() / num_images
+    return (_cross_entropy(student, teacher, student_temperature) * weights).sum() / num_images
+
+
+def _cross_entropy(
+    logits: Float[Tensor, "M K"], wanted: Float[Tensor, "M K"], temperature: float
+) -> Float[Tensor, "M"]:
+    """Of each row of logits, over a temperature, against its probabilities."""
+    entropies: Tensor = _CrossEntropy.apply(logits, wanted, temperature)  # type: ignore[no-untyped-call]
+    return entropies
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Some rows at a time, forward and backward: of 65536 prototypes the log-probabilities of all rows, their products
+    and gradients would each fill the memory and pass through it.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, wanted: Tensor, temperature: float) -> Tensor:
+        entropies = []
+        for given, probabilities in zip(_some_rows(logits), _some_rows(wanted), strict=True):
+            log_probabilities = (given.float() / temperature).log_softmax(dim=-1)
+            entropies.append(-log_probabilities.mul_(probabilities).sum(dim=-1))
+        ctx.save_for_backward(logits, wanted)
+        ctx.temperature = temperature
+        return torch.cat(entropies)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        logits, wanted = ctx.saved_tensors
+        slopes = torch.empty_like(logits)
+        parts = map(_some_rows, (logits, wanted, slopes, (gradient / ctx.temperature)[:, None].expand_as(logits)))
+        for given, probabilities, slope, factor in zip(*parts, strict=True):
+            said = (given.float() / ctx.temperature).softmax(dim=-1)
+            said *= probabilities.sum(dim=-1, keepdim=True)
+            slope.copy_(said.sub_(probabilities).mul_(factor))
+        return slopes, None, None
+
+
+def _some_rows(values: Float[Tensor, "N K"]) -> tuple[Float[Tensor, "n K"], ...]:
+    """Views of as many rows as stay in a processor's cache while they are worked on; of larger parts on a GPU."""
+    most = _CACHED_VALUES if values.device.type == "cpu" else 64 * _CACHED_VALUES
+    return values.split(max(1, most // values.shape[1]))
 
 
 def koleo_loss(features: Float[Tensor, "B E"], *, group: Group | None = None) -> Float[Tensor, ""]:

@@ -49,10 +49,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "B N E"], rotation: Rotation | None) -> Float[Tensor, "B N E"]:
         heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, N, 3, heads, d)
-        q, k, v = heads.permute(2, 0, 3, 1, 4).unbind(0)  # (B, heads, N, d) each
+        qk, v = heads.permute(2, 0, 3, 1, 4).split((2, 1))  # (2, B, heads, N, d) and (1, ...)
         if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
-        out = attend(q, k, v)
+            qk = rotate(qk, rotation)
+        out = attend(qk[0], qk[1], v[0])
         joined: Tensor = self.proj(out.transpose(1, 2).flatten(2))  # (B, N, E)
         return joined
 

@@ -4,6 +4,7 @@ import math
 from typing import Literal, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -46,14 +47,13 @@ class RotaryPositions(nn.Module):
         return Rotation(angles.sin(), angles.cos())
 
 
-def rotate(x: Float[Tensor, "B h N d"], rotation: Rotation) -> Float[Tensor, "B h N d"]:
+def rotate(x: Float[Tensor, "*heads N d"], rotation: Rotation) -> Float[Tensor, "*heads N d"]:
     """Turn the queries or keys of the patches; the class token and registers before them stay.
 
     All tokens, the unturned ones too, pass through the rotation's precision: MedDINOv3's numbers need it.
     """
-    sin, cos = rotation
-    x_rounded, num_prefix = x.to(sin.dtype), x.shape[-2] - sin.shape[0]
-    prefix, patches = x_rounded[..., :num_prefix, :], x_rounded[..., num_prefix:, :]
-    first, second = patches.chunk(2, dim=-1)
-    turned = patches * cos + torch.cat((-second, first), dim=-1) * sin
-    return torch.cat((prefix, turned), dim=-2).to(x.dtype)
+    num_prefix, half = x.shape[-2] - rotation.sin.shape[0], x.shape[-1] // 2
+    sin = F.pad(rotation.sin[:, :half], (0, 0, num_prefix, 0))  # both halves are turned by the same angles
+    cos = F.pad(rotation.cos[:, :half], (0, 0, num_prefix, 0), value=1.0)
+    first, second = (part.to(sin.dtype, memory_format=torch.contiguous_format) for part in x.chunk(2, dim=-1))
+    return torch.cat(((first * cos - second * sin).to(x.dtype), (second * cos + first * sin).to(x.dtype)), dim=-1)
