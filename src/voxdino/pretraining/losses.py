@@ -157,7 +157,8 @@ class _CrossEntropy(torch.autograd.Function):
 def _some_rows(values: Float[Tensor, "N K"]) -> tuple[Float[Tensor, "n K"], ...]:
     """Views of as many rows as stay in a processor's cache while they are worked on; of larger parts on a GPU."""
     most = _CACHED_VALUES if values.device.type == "cpu" else 64 * _CACHED_VALUES
-    return values.split(max(1, most // values.shape[1]))
+    parts: tuple[Tensor, ...] = values.split(max(1, most // values.shape[1]))
+    return parts
 
 
 def koleo_loss(features: Float[Tensor, "B E"], *, group: Group | None = None) -> Float[Tensor, ""]:
