@@ -75,6 +75,7 @@ class SelfDistillationStage(Stage):
 
     scale_rate:        multiply the rate by 4 sqrt(batch_size / 1024), as DINOv3 does with the numbers it prints.
     layer_decay:       factor per block from the last one down; patch_rate: a further one for the patch embedding.
+    head_rate:         factor for the two heads, which start from nothing where the backbone does not.
     frozen_last_layer: share of the steps in which the heads' last layers stay as they are.
     teacher_momentum:  of the running average that is the teacher.
     local_weight:      of the local crops' part in the DINO loss.
@@ -90,6 +91,7 @@ class SelfDistillationStage(Stage):
     scale_rate: bool = True
     layer_decay: float = Field(default=0.9, gt=0, le=1)
     patch_rate: float = Field(default=0.2, gt=0, le=1)
+    head_rate: float = Field(default=1.0, gt=0)
     frozen_last_layer: float = Field(default=0.0, ge=0, le=1)
     teacher_momentum: Schedule = constant(0.994)
     teacher_temperature: Schedule = constant(0.07)

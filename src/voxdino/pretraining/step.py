@@ -201,14 +201,15 @@ def share_out(network: Network | PatchFeatures) -> None:
 
 
 def parameter_groups(network: Network, stage: SelfDistillationStage) -> list[dict[str, Any]]:
-    """AdamW's groups: `factor` of the rate (a power of `layer_decay` in the backbone, less for the patch embedding),
-    `decays` (not biases, norms and scales; tokens do, as in the authors' code), `is_last_layer`.
+    """AdamW's groups: `factor` of the rate (in the backbone a power of `layer_decay`, less for the patch embedding; in
+    the heads `head_rate`), `decays` (not biases, norms and scales; tokens do, as in the authors' code),
+    `is_last_layer`.
     """
     backbone = network.backbone
     groups: dict[tuple[float, bool, bool], dict[str, Any]] = {}
     for name, parameter in network.named_parameters():
-        factor = 1.0
         inner = name.removeprefix("backbone.")
+        factor = stage.head_rate if inner == name else 1.0
         if inner != name and not inner.startswith(("norm.", "local_cls_norm.")):
             factor = stage.layer_decay ** (backbone.depth - backbone.level(inner))
             factor *= stage.patch_rate if inner.startswith("patch_embed") else 1.0

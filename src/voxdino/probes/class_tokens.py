@@ -11,6 +11,7 @@ from torch import Tensor
 from voxdino.core.errors import DatasetError
 from voxdino.core.records import Record
 from voxdino.models.backbones.base import Backbone
+from voxdino.models.precision import autocast, uses_bf16
 from voxdino.preparation.case import SplitName
 from voxdino.preparation.classification import ClassificationSet, load_image
 from voxdino.preparation.intensity import IMAGENET_MEAN, IMAGENET_SD
@@ -34,10 +35,11 @@ def class_features(
     require_eval(backbone)
     patch = backbone.patch_size
     size = side or max(1, round(CLASS_SIDE / patch)) * patch
-    found = []
+    device, found = device_of(backbone), []
     for first in range(0, len(pictures), batch_size):
         planes = [_resized(one, size) for one in pictures[first : first + batch_size]]
-        found.append(backbone(torch.stack(planes).to(device_of(backbone))).cls_token.float().cpu())
+        with autocast(device, uses_bf16(device, "auto")):
+            found.append(backbone(torch.stack(planes).to(device)).cls_token.float().cpu())
     return torch.cat(found)
 
 

@@ -15,6 +15,7 @@ from voxdino.data.sampling import CaseExtent, Quotas, Sampler, Slice
 from voxdino.data.store import IGNORED, CaseStore
 from voxdino.models.backbones.base import Backbone
 from voxdino.models.decoders.linear import LinearDecoder
+from voxdino.models.precision import autocast, uses_bf16
 from voxdino.models.registry import INPUT_BUILDERS, look_up
 from voxdino.models.segmenter import ModelConfig, Segmenter
 from voxdino.preparation.plan import Plan
@@ -196,8 +197,10 @@ class PatchReader:
 
     def _tokens(self, batch: Batch) -> Tensor:
         """(S, h, w, E) of the last tap."""
-        image = batch.image.to(device_of(self._encoder.backbone))
-        return self._encoder.encode(image, magnify=self._magnify).maps[-1].float().cpu().movedim(1, -1).contiguous()
+        device = device_of(self._encoder.backbone)
+        with autocast(device, uses_bf16(device, "auto")):
+            features = self._encoder.encode(batch.image.to(device), magnify=self._magnify).maps[-1]
+        return features.float().cpu().movedim(1, -1).contiguous()
 
 
 def choose_probe_slices(extents: Sequence[CaseExtent], number: int) -> list[Slice]:
