@@ -1,11 +1,12 @@
-"""What pretraining does to features: a tiny student from random weights, a pretrained backbone, Gram anchoring.
+"""What pretraining does to features: a random tiny student of a pretrained backbone, this one itself, Gram anchoring.
 
 python benchmarks/pretraining.py HIPPOCAMPUS --weights FILE --pictures pneumoniamnist.npz [--work W] [--scale 1.0]
        [--only scratch continued gram] [--seeds 0 1 2] [--stop-after 9m] [--save docs/results/pretraining.md]
 
 All through the command line: `prepare` (labelled cases, of which fold 0 is held back), `pool` (without labels, and
 without the held-back cases), `pretrain`, whose looks train a linear probe on the frozen patch tokens (Dice of the
-held-back cases) and a kNN on the pictures. Stop it and run it again: it goes on. --scale multiplies the steps.
+held-back cases) and a kNN on the pictures. What starts from random weights sees training pictures as well as scans.
+Stop it and run it again: it goes on. --scale multiplies the steps; several seeds or arms may run side by side.
 """
 
 import argparse
@@ -21,16 +22,21 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
+from PIL import Image
+
 STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % of n - 1 degrees of freedom
 CROP_PATCHES = {"global_size": 8, "local_size": 3}  # sides, in patches: the slices have 30 to 50 pixels
+ARMS = ("scratch", "continued", "gram", "gram, none", "gram, anchored")
 HEAD = {"num_prototypes": 4096, "hidden_dim": 512, "bottleneck_dim": 128}
-GRAM = {"gram_weight.start": 2.0, "gram_weight.peak": 2.0, "gram_weight.end": 2.0}
+NUM_PICTURES = 1000  # of the training ones, in the pool of what starts from random weights
 
 
 @dataclass(frozen=True)
 class Arm:
     """One kind of pretraining."""
 
+    recipe: str
     start: str
     patch_size: int
     num_steps: int
@@ -46,9 +52,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("workdir-pretraining"))
     parser.add_argument("--scale", type=float, default=1.0)
-    parser.add_argument(
-        "--only", nargs="+", choices=("scratch", "continued", "gram"), default=["scratch", "continued", "gram"]
-    )
+    parser.add_argument("--only", nargs="+", choices=ARMS, default=["scratch", "continued", "gram"])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--device", default="auto")
     parser.add_argument("--stop-after", help="leave off each pretraining after 9m, say")
@@ -58,10 +62,15 @@ def main() -> None:
     voxdino("prepare", arguments.dataset, "--workdir", labelled)
     held_back = json.loads((labelled / "splits.json").read_text())[0]["val"]
     without = [part for case in held_back for part in ("--leave-out", case)]
-    voxdino("pool", f"scans={arguments.dataset}", "--workdir", arguments.work, "--set", "min_foreground=0.05", *without)
+    scans = [f"scans={arguments.dataset}", "--set", "min_foreground=0.05", *without]
+    voxdino("pool", *scans, "--workdir", arguments.work)
+    if "scratch" in arguments.only:
+        write_pictures(arguments.pictures, arguments.work / "pictures")
+        pictures = f"pictures={arguments.work / 'pictures'}"
+        voxdino("pool", pictures, *scans, "--weight", "pictures=2", "--workdir", arguments.work / "mixed")
     rows = []
     for name, arm in arms(arguments.weights, arguments.patch_size).items():
-        if name.split(",")[0] not in arguments.only:
+        if not {name, name.split(",")[0]} & set(arguments.only):
             continue
         seeds = arguments.seeds if name != "scratch" else arguments.seeds[:1]
         rows.append((name, arm, [looks(name, arm, seed, arguments) for seed in seeds]))
@@ -72,34 +81,54 @@ def main() -> None:
         arguments.save.write_text(text)
 
 
+def write_pictures(source: Path, folder: Path) -> None:
+    """Training pictures of a MedMNIST file as PNG files, which a pool can hold."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with np.load(source) as arrays:
+        for number, pixels in enumerate(arrays["train_images"][:NUM_PICTURES]):
+            Image.fromarray(pixels).save(folder / f"{number:04d}.png")
+
+
+def constant(name: str, value: float) -> dict[str, float]:
+    """Settings of a schedule that stays where it is."""
+    return {f"{name}.{part}": value for part in ("start", "peak", "end")}
+
+
+# Fresh heads say the same of every image, and with DINOv3's temperatures, made for long trainings, they go on so.
+FRESH_HEADS = {"head_rate": 10.0, **constant("teacher_temperature", 0.01)}
+
+
 def arms(weights: str, patch_size: int) -> dict[str, Arm]:
-    continued = {"learning_rate.peak": 1e-4, "scale_rate": False, "teacher_momentum.start": 0.99}
-    continued |= {"teacher_momentum.peak": 0.99, "teacher_momentum.end": 0.99, "drop_path": 0.0}
-    scratch = continued | {"learning_rate.peak": 1e-3, "layer_decay": 1.0, "patch_rate": 1.0}
-    long = continued | {"learning_rate.peak": 4e-4}  # enough to wear the patch features down
+    continued = FRESH_HEADS | constant("learning_rate", 1e-4) | {"scale_rate": False, "drop_path": 0.0}
+    continued |= constant("teacher_momentum", 0.99)
+    long = continued | constant("learning_rate", 4e-4)  # enough to wear the patch features down
+    taught = constant("momentum", 0.98)
     return {
-        "scratch": Arm("random:voxdino_tiny", 16, 600, 32, scratch),
-        "continued": Arm(weights, patch_size, 120, 16, continued),
-        "gram, none": Arm(weights, patch_size, 200, 16, long),
-        "gram, anchored": Arm(weights, patch_size, 200, 16, long | GRAM),
+        "scratch": Arm("distil", "random:voxdino_tiny", 16, 300, 32, taught),
+        "continued": Arm("adapt", weights, patch_size, 60, 16, continued),
+        "gram, none": Arm("adapt", weights, patch_size, 60, 16, long),
+        "gram, anchored": Arm("adapt", weights, patch_size, 60, 16, long | constant("gram_weight", 2.0)),
     }
 
 
 def looks(name: str, arm: Arm, seed: int, arguments: argparse.Namespace) -> list[dict[str, float]]:
     """Step and what was seen there, of one pretraining; run where it has not ended."""
     folder = f"{name.replace(', ', '-')}-s{seed}"
-    log = arguments.work / "runs" / folder / "log.jsonl"
+    workdir = arguments.work / "mixed" if name == "scratch" else arguments.work
+    log = workdir / "runs" / folder / "log.jsonl"
     num_steps = max(4, round(arm.num_steps * arguments.scale))
     settings = {f"stages.0.{key}": value for key, value in arm.settings.items()}
     crops = {name: patches * arm.patch_size for name, patches in CROP_PATCHES.items()}
-    settings |= {"stages.0.resolutions": [crops], "views.num_locals": 4, "watch_every": max(1, num_steps // 4)}
-    settings |= {f"{head}_head": HEAD for head in ("dino", "ibot")}
-    options = ["--recipe", "adapt", "--backbone", arm.start, "--steps", num_steps, "--batch", arm.batch_size]
+    settings |= {"stages.0.resolutions": [crops], "views.num_locals": 4, "watch_every": max(1, num_steps // 3)}
+    if arm.recipe == "adapt":
+        settings |= {f"{head}_head": HEAD for head in ("dino", "ibot")}
+    options = ["--recipe", arm.recipe, "--backbone", arm.start, "--steps", num_steps, "--batch", arm.batch_size]
     options += ["--seed", seed, "--name", folder, "--probe", arguments.work / "labelled", "--knn", arguments.pictures]
     options += ["--device", arguments.device, *(["--stop-after", arguments.stop_after] if arguments.stop_after else [])]
+    options += ["--teacher", arguments.weights] if arm.recipe == "distil" else []
     for key, value in settings.items():
         options += ["--set", f"{key}={json.dumps(value)}"]
-    voxdino("pretrain", "--workdir", arguments.work, *options)
+    voxdino("pretrain", "--workdir", workdir, *options)
     rows = [json.loads(line) for line in log.read_text().splitlines()]
     return [{"step": row["step"], **row["watch"]} for row in rows if "watch" in row]
 
@@ -119,11 +148,12 @@ def table(rows: list[tuple[str, Arm, list[list[dict[str, float]]]]], arguments: 
         "held-back fold 0, which is not in the pool) and accuracy of kNN on pictures (PneumoniaMNIST test). Change:",
         "from the first to the last look, mean over the seeds [95 % t interval].",
         "",
-        "| arm | start, steps x images | seeds | patch Dice at each look | change | kNN at each look | change |",
+        "| arm | recipe, start, steps | seeds | patch Dice at each look | change | kNN at each look | change |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, arm, runs in rows:
-        cells = [name, f"{Path(arm.start).stem}, {runs[0][-1]['step']:.0f} x {arm.batch_size}", str(len(runs))]
+        start = f"{arm.recipe}, {Path(arm.start).stem}, {runs[0][-1]['step']:.0f} x {arm.batch_size}"
+        cells = [name, start, str(len(runs))]
         for key in ("patch_dice", "knn"):
             seen = [mean(look[key] for look in same) for same in zip(*runs, strict=True)]
             cells += [" → ".join(f"{value:.3f}" for value in seen), told([run[-1][key] - run[0][key] for run in runs])]
