@@ -99,15 +99,16 @@ FRESH_HEADS = {"head_rate": 10.0, **constant("teacher_temperature", 0.01)}
 
 
 def arms(weights: str, patch_size: int) -> dict[str, Arm]:
-    continued = FRESH_HEADS | constant("learning_rate", 1e-4) | {"scale_rate": False, "drop_path": 0.0}
-    continued |= constant("teacher_momentum", 0.99)
-    long = continued | constant("learning_rate", 4e-4)  # enough to wear the patch features down
+    both = FRESH_HEADS | constant("learning_rate", 1e-4) | {"scale_rate": False, "drop_path": 0.0}
+    both |= constant("teacher_momentum", 0.99)
+    continued = both | {"dino_weight": 0.0}  # class tokens that agree over crops wear patch features down
+    long = both | constant("learning_rate", 4e-4)  # enough to wear the patch features down
     taught = constant("momentum", 0.98)
     return {
         "scratch": Arm("distil", "random:voxdino_tiny", 16, 300, 32, taught),
-        "continued": Arm("adapt", weights, patch_size, 60, 16, continued),
-        "gram, none": Arm("adapt", weights, patch_size, 60, 16, long),
-        "gram, anchored": Arm("adapt", weights, patch_size, 60, 16, long | constant("gram_weight", 2.0)),
+        "continued": Arm("adapt", weights, patch_size, 42, 16, continued),
+        "gram, none": Arm("adapt", weights, patch_size, 42, 16, long),
+        "gram, anchored": Arm("adapt", weights, patch_size, 42, 16, long | constant("gram_weight", 2.0)),
     }
 
 
