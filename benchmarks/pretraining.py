@@ -6,7 +6,7 @@ python benchmarks/pretraining.py HIPPOCAMPUS --weights FILE --pictures pneumonia
 All through the command line: `prepare` (labelled cases, of which fold 0 is held back), `pool` (without labels, and
 without the held-back cases), `pretrain`, whose looks train a linear probe on the frozen patch tokens (Dice of the
 held-back cases) and a kNN on the pictures. What starts from random weights sees training pictures as well as scans.
-Stop it and run it again: it goes on. --scale multiplies the steps; several seeds or arms may run side by side.
+Stop it and run it again: it goes on. --scale multiplies the steps; once it trains, others may start beside it.
 """
 
 import argparse
@@ -24,6 +24,8 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from voxdino.core.safe_files import MANIFEST_NAME
 
 STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # 97.5 % of n - 1 degrees of freedom
 CROP_PATCHES = {"global_size": 8, "local_size": 3}  # sides, in patches: the slices have 30 to 50 pixels
@@ -59,15 +61,18 @@ def main() -> None:
     parser.add_argument("--save", type=Path)
     arguments = parser.parse_args()
     labelled = arguments.work / "labelled"
-    voxdino("prepare", arguments.dataset, "--workdir", labelled)
+    if not (labelled / "prepared" / MANIFEST_NAME).exists():
+        voxdino("prepare", arguments.dataset, "--workdir", labelled)
     held_back = json.loads((labelled / "splits.json").read_text())[0]["val"]
     without = [part for case in held_back for part in ("--leave-out", case)]
+    pool, mixed = arguments.work / "pool", arguments.work / "mixed"
     scans = [f"scans={arguments.dataset}", "--set", "min_foreground=0.05", *without]
-    voxdino("pool", *scans, "--workdir", arguments.work)
-    if "scratch" in arguments.only:
+    if not (pool / MANIFEST_NAME).exists():
+        voxdino("pool", *scans, "--workdir", arguments.work)
+    if "scratch" in arguments.only and not (mixed / "pool" / MANIFEST_NAME).exists():
         write_pictures(arguments.pictures, arguments.work / "pictures")
         pictures = f"pictures={arguments.work / 'pictures'}"
-        voxdino("pool", pictures, *scans, "--weight", "pictures=2", "--workdir", arguments.work / "mixed")
+        voxdino("pool", pictures, *scans, "--weight", "pictures=2", "--workdir", mixed)
     rows = []
     for name, arm in arms(arguments.weights, arguments.patch_size).items():
         if not {name, name.split(",")[0]} & set(arguments.only):

@@ -126,6 +126,15 @@ def test_rotation_keeps_lengths_and_depends_on_the_offset_only():
     assert not torch.isclose(scores[0, 1, 2, 4], scores[2, 4, 0, 1])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_rotation_is_that_of_the_dossier_in_its_own_precision(dtype):
+    rotation = RotaryPositions(8, dtype=dtype)((2, 3))
+    x = torch.randn(2, 2, 6, 8).bfloat16()
+    half_turned = torch.cat((-x[..., 4:], x[..., :4]), dim=-1)
+    expected = x.to(rotation.sin.dtype) * rotation.cos + half_turned.to(rotation.sin.dtype) * rotation.sin
+    assert torch.equal(rotate(x, rotation), expected.bfloat16())
+
+
 def test_rotation_leaves_the_prefix_alone():
     x = torch.randn(2, 2, 5 + 6, 8)
     turned = rotate(x, RotaryPositions(8)((2, 3)))

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from voxdino.pretraining import losses as losses_module
 from voxdino.pretraining.losses import dino_loss, gram_loss, ibot_loss, koleo_loss, sinkhorn_knopp
 
 
@@ -26,6 +27,34 @@ def test_sinkhorn_does_what_the_papers_write(num_iterations):
     scores = logits(7, 5)
     ours = sinkhorn_knopp(scores, temperature=0.07, num_iterations=num_iterations)
     torch.testing.assert_close(ours, plain_sinkhorn(scores, 0.07, num_iterations), atol=1e-6, rtol=1e-5)
+
+
+@pytest.fixture
+def three_rows_at_a_time(monkeypatch):
+    """As of so many prototypes that few rows fit the cache; the last part is a shorter one."""
+    monkeypatch.setattr(losses_module, "_CACHED_VALUES", 3 * 8)
+    assert [len(part) for part in losses_module._some_rows(logits(7, 8))] == [3, 3, 1]
+
+
+@pytest.mark.usefixtures("three_rows_at_a_time")
+@pytest.mark.parametrize("num_iterations", [1, 3])
+def test_sinkhorn_some_rows_at_a_time_is_that_of_all(num_iterations):
+    scores = logits(7, 8)
+    ours = sinkhorn_knopp(scores, temperature=0.07, num_iterations=num_iterations)
+    torch.testing.assert_close(ours, plain_sinkhorn(scores, 0.07, num_iterations), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.usefixtures("three_rows_at_a_time")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_cross_entropy_some_rows_at_a_time_is_that_of_all(dtype):
+    given, wanted, weights = logits(7, 8).to(dtype).requires_grad_(), logits(7, 8, seed=1).softmax(1), torch.rand(7)
+    ours = ibot_loss(given, wanted.to(dtype), weights=weights, num_images=4)
+    (gradient,) = torch.autograd.grad(ours, given)
+    plain = given.detach().float().requires_grad_()
+    entropies = -(wanted.to(dtype).float() * (plain / 0.1).log_softmax(1)).sum(1)
+    torch.testing.assert_close(ours, (entropies * weights).sum() / 4)
+    (expected,) = torch.autograd.grad((entropies * weights).sum() / 4, plain)
+    torch.testing.assert_close(gradient, expected.to(dtype), atol=1e-6, rtol=1e-5 if dtype == torch.float32 else 1e-2)
 
 
 def test_targets_are_probabilities_and_prototypes_are_used_evenly():

@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 from safetensors.torch import load_file
-from small_pretraining import distillation, draw_pool, gram, pretraining, self_distillation
+from small_pretraining import HEAD, distillation, draw_pool, gram, pretraining, self_distillation
 
 from voxdino.core.errors import CheckpointError, ConfigError, DatasetError, DivergedError, PartialError, StoppedError
 from voxdino.core.safe_files import digest_file
@@ -17,9 +17,10 @@ from voxdino.pretraining import step as step_module
 from voxdino.pretraining.checks import GramTeacher, gram_teacher_of, named_weights
 from voxdino.pretraining.config import Resolution
 from voxdino.pretraining.learning import Descent
+from voxdino.pretraining.networks import Network
 from voxdino.pretraining.run import TEACHER, pretrain
 from voxdino.pretraining.schedules import constant
-from voxdino.pretraining.step import SelfDistillation
+from voxdino.pretraining.step import SelfDistillation, parameter_groups
 
 STAGES = {
     "three stages": (
@@ -258,3 +259,15 @@ def test_what_does_not_fit_is_refused(workdir, tmp_path_factory):
     run(workdir, config, "run")
     with pytest.raises(CheckpointError, match="seed was 0, is 1"):
         run(workdir, config.model_copy(update={"seed": 1}), "run")
+
+
+def test_heads_have_a_rate_of_their_own():
+    backbone = load_backbone("random:tiny")[0]
+    network = Network(backbone.requires_grad_(True), HEAD, HEAD)
+    stage = self_distillation("adapt", layer_decay=0.5, patch_rate=0.2, head_rate=10.0)
+    names = {parameter: name for name, parameter in network.named_parameters()}
+    factors = {names[one]: group["factor"] for group in parameter_groups(network, stage) for one in group["params"]}
+    assert factors["dino_head.mlp.0.weight"] == factors["ibot_head.last_layer.weight"] == 10
+    assert factors["backbone.norm.weight"] == 1
+    assert factors[f"backbone.blocks.{backbone.depth - 1}.norm1.weight"] == 0.5
+    assert factors["backbone.patch_embed.proj.weight"] == pytest.approx(0.5 ** (backbone.depth + 1) * 0.2)

@@ -23,7 +23,7 @@ from voxdino.inference.load import LoadedModel, ModelCard, load_model
 from voxdino.inference.predictor import predict_volume
 from voxdino.models.backbones.base import Backbone
 from voxdino.models.features import Features
-from voxdino.models.precision import autocast, uses_bf16
+from voxdino.models.precision import uses_bf16
 from voxdino.models.segmenter import Segmenter
 from voxdino.preparation.plan import Plan
 from voxdino.probes.patches import PatchReader, PatchTokens, choose_probe_slices, fit_patches, patch_encoder
@@ -165,11 +165,11 @@ def _tokens(
     data: SegmentationData, plan: Plan, segmenter: Segmenter, cases: Sequence[str], folder: Path
 ) -> PatchTokens:
     """Of the slices to fit to, kept on disk."""
-    reader = PatchReader(data.store, plan, segmenter, len(plan.labels.names), 1.0, 16)
+    bf16 = uses_bf16(data.device, "auto")
+    reader = PatchReader(data.store, plan, segmenter, len(plan.labels.names), 1.0, 16, bf16)
 
     def make() -> dict[str, Tensor]:
-        with autocast(data.device, uses_bf16(data.device, "auto")):
-            read = reader(cases, TRAIN_SLICES)
+        read = reader(cases, TRAIN_SLICES)
         return {"tokens": read.tokens, "shares": read.shares, "label": read.label}
 
     found = kept(folder / f"train_{digest_json(list(cases))[:20]}.safetensors", make)

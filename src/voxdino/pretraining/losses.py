@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 Group = dist.ProcessGroup
@@ -60,7 +61,7 @@ def sinkhorn_knopp(
     return shares
 
 
-def _logsumexp_of_columns(parts: Sequence[Float[Tensor, "n K"]], group: Group | None) -> Float[Tensor, "K"]:
+def _logsumexp_of_columns(parts: Sequence[Float[Tensor, "_ K"]], group: Group | None) -> Float[Tensor, "K"]:
     """Over the rows of all parts and processes; very low, not minus infinity, where there are none."""
     largest = parts[0].new_full(parts[0].shape[1:], float("-inf"))
     for part in parts:
@@ -143,18 +144,19 @@ class _CrossEntropy(torch.autograd.Function):
         return torch.cat(entropies)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         logits, wanted = ctx.saved_tensors
         slopes = torch.empty_like(logits)
         parts = map(_some_rows, (logits, wanted, slopes, (gradient / ctx.temperature)[:, None].expand_as(logits)))
         for given, probabilities, slope, factor in zip(*parts, strict=True):
             said = (given.float() / ctx.temperature).softmax(dim=-1)
-            said *= probabilities.sum(dim=-1, keepdim=True)
+            said *= probabilities.sum(dim=-1, keepdim=True, dtype=torch.float32)
             slope.copy_(said.sub_(probabilities).mul_(factor))
         return slopes, None, None
 
 
-def _some_rows(values: Float[Tensor, "N K"]) -> tuple[Float[Tensor, "n K"], ...]:
+def _some_rows(values: Float[Tensor, "N K"]) -> tuple[Float[Tensor, "_ K"], ...]:
     """Views of as many rows as stay in a processor's cache while they are worked on; of larger parts on a GPU."""
     most = _CACHED_VALUES if values.device.type == "cpu" else 64 * _CACHED_VALUES
     parts: tuple[Tensor, ...] = values.split(max(1, most // values.shape[1]))

@@ -17,6 +17,7 @@ from voxdino.core.safe_files import sweep_temporary
 from voxdino.data.loader import ReadAhead
 from voxdino.models.backbones.base import Backbone
 from voxdino.models.backbones.vit import ViT
+from voxdino.models.precision import uses_bf16
 from voxdino.models.weights import load_backbone, write_backbone
 from voxdino.models.weights_card import PretrainingFacts, WeightsCard
 from voxdino.pretraining.alarms import Alarms
@@ -296,7 +297,8 @@ class _Run:
         """At fixed images, with the teacher as it is now."""
         backbone = self._result().eval().requires_grad_(False)
         if self.world.is_main:
-            row = self.watch.look(backbone, self.step, self.folder / "pictures", self.world.device)
+            bf16 = uses_bf16(self.world.device, self.config.precision)
+            row = self.watch.look(backbone, self.step, self.folder / "pictures", self.world.device, bf16)
             self.log.append({"step": self.step, "watch": row})
             told = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
             self.listen(Event("note", f"step {self.step}: {told}"))

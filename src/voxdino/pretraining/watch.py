@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from voxdino.models.backbones.vit import ViT
+from voxdino.models.precision import autocast
 from voxdino.preparation.classification import ClassificationSet
 from voxdino.pretraining.alarms import Alarms
 from voxdino.pretraining.pictures import draw_pca, draw_similarity
@@ -57,19 +58,19 @@ class Watch:
         places = np.linspace(0, len(self.pool) - 1, min(NUM_IMAGES, len(self.pool))).round().astype(int)
         return torch.stack([_squared(torch.from_numpy(self.pool.read(int(place)).image), side) for place in places])
 
-    def look(self, backbone: ViT, step: int, folder: Path, device: torch.device) -> dict[str, float]:
-        """Numbers of a backbone in eval mode; its pictures go to `folder`."""
-        with torch.inference_mode():
+    def look(self, backbone: ViT, step: int, folder: Path, device: torch.device, bf16: bool) -> dict[str, float]:
+        """Numbers of a backbone in eval mode, which computes in bfloat16 or not; its pictures go to `folder`."""
+        with torch.inference_mode(), autocast(device, bf16):
             parts = [backbone.tokens(part.to(device)) for part in self.images.split(AT_ONCE)]
         cls = torch.cat([part.cls for part in parts]).float().cpu()
         patches = torch.cat([part.patches.flatten(0, 1)[::7] for part in parts]).float().cpu()
         row = {"rank": effective_rank(cls), "spread": feature_spread(cls), "patch_rank": effective_rank(patches)}
         if self.probes.pictures is not None:
             most = self.probes.num_pictures
-            found = class_probe(self.probes.pictures, backbone, num_train=most, num_test=most)
+            found = class_probe(self.probes.pictures, backbone, num_train=most, num_test=most, bf16=bf16)
             row |= {"knn": found.knn, "linear": found.linear}
         if self.probes.workdir is not None:
-            row["patch_dice"] = patch_probe(self.probes.workdir, backbone, fold=self.probes.fold).dice
+            row["patch_dice"] = patch_probe(self.probes.workdir, backbone, fold=self.probes.fold, bf16=bf16).dice
         shown = self.images[:: max(1, len(self.images) // NUM_SHOWN)][:NUM_SHOWN].to(device)
         middle = (shown.shape[2] // 2, shown.shape[3] // 2)
         draw_pca(backbone, shown, folder / f"pca-{step:08d}.png")

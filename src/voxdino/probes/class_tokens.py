@@ -11,7 +11,7 @@ from torch import Tensor
 from voxdino.core.errors import DatasetError
 from voxdino.core.records import Record
 from voxdino.models.backbones.base import Backbone
-from voxdino.models.precision import autocast, uses_bf16
+from voxdino.models.precision import autocast
 from voxdino.preparation.case import SplitName
 from voxdino.preparation.classification import ClassificationSet, load_image
 from voxdino.preparation.intensity import IMAGENET_MEAN, IMAGENET_SD
@@ -25,12 +25,18 @@ CLASS_SIDE = 112  # pixels that a picture to classify is enlarged to, or the nea
 
 @torch.no_grad()
 def class_features(
-    backbone: Backbone, pictures: Sequence[UInt8[np.ndarray, "_ H W"]], *, side: int | None = None, batch_size: int = 64
+    backbone: Backbone,
+    pictures: Sequence[UInt8[np.ndarray, "_ H W"]],
+    *,
+    side: int | None = None,
+    batch_size: int = 64,
+    bf16: bool = False,
 ) -> Float[Tensor, "N E"]:
     """Class tokens (after the final norm, float32, on the CPU) of 8-bit pictures scaled as ImageNet and resized.
 
     pictures: grey ones (1, H, W) or colour (3, H, W).
     side:     pixels, a multiple of the backbone's patch; default: the one nearest to 112.
+    bf16:     the backbone computes in bfloat16.
     """
     require_eval(backbone)
     patch = backbone.patch_size
@@ -38,7 +44,7 @@ def class_features(
     device, found = device_of(backbone), []
     for first in range(0, len(pictures), batch_size):
         planes = [_resized(one, size) for one in pictures[first : first + batch_size]]
-        with autocast(device, uses_bf16(device, "auto")):
+        with autocast(device, bf16):
             found.append(backbone(torch.stack(planes).to(device)).cls_token.float().cpu())
     return torch.cat(found)
 
@@ -66,8 +72,10 @@ def class_probe(
     num_test: int | None = None,
     side: int | None = None,
     batch_size: int = 64,
+    bf16: bool = False,
 ) -> ClassProbe:
-    """Both probes of a set of pictures; `num_train` (also of val) and `num_test` take evenly spread parts of it.
+    """Both probes of a set of pictures; `num_train` (also of val) and `num_test` take evenly spread parts of it;
+    bf16: the backbone computes in bfloat16.
 
     Errors: DatasetError for volumes and for sets with several labels per picture.
     """
@@ -79,7 +87,7 @@ def class_probe(
         places = spread(len(pictures.splits[split]), number)
         images = [load_image(pictures.splits[split][place]).array for place in places]
         labels = torch.from_numpy(pictures.labels(split)[places])
-        return class_features(backbone, images, side=side, batch_size=batch_size), labels
+        return class_features(backbone, images, side=side, batch_size=batch_size, bf16=bf16), labels
 
     (known, known_labels), (new, labels) = read("train", num_train), read("test", num_test)
     linear = fit_linear_probe(known, known_labels, *read("val", num_train), num_classes=pictures.num_classes)

@@ -15,7 +15,7 @@ from voxdino.data.sampling import CaseExtent, Quotas, Sampler, Slice
 from voxdino.data.store import IGNORED, CaseStore
 from voxdino.models.backbones.base import Backbone
 from voxdino.models.decoders.linear import LinearDecoder
-from voxdino.models.precision import autocast, uses_bf16
+from voxdino.models.precision import autocast
 from voxdino.models.registry import INPUT_BUILDERS, look_up
 from voxdino.models.segmenter import ModelConfig, Segmenter
 from voxdino.preparation.plan import Plan
@@ -67,6 +67,7 @@ def patch_probe(
     strengths: Sequence[float] = DECADES,
     max_iterations: int = 100,
     batch_size: int = 16,
+    bf16: bool = False,
 ) -> PatchProbe:
     """What one linear layer reads from the patch tokens of the last tap, on cases prepared by `voxdino prepare`.
 
@@ -77,6 +78,7 @@ def patch_probe(
     patch size compare.
 
     magnify: network pixels per pixel that the plan would give the backbone.
+    bf16:    the backbone computes in bfloat16.
     Errors: those of the store and the splits; DatasetError where the slices hold no structure.
     """
     require_eval(backbone)
@@ -84,7 +86,7 @@ def patch_probe(
     store = CaseStore(workdir / "prepared")
     encoder = patch_encoder(plan, backbone)
     num_classes = len(plan.labels.names)
-    read = PatchReader(store, plan, encoder, num_classes, magnify, batch_size)
+    read = PatchReader(store, plan, encoder, num_classes, magnify, batch_size, bf16)
     train = read(split.train, num_train_slices)
     _require_structure(train, workdir, f"training cases of fold {fold}")
     layer = fit_patches(train, strengths=strengths, max_iterations=max_iterations)
@@ -172,10 +174,17 @@ class PatchReader:
     """Slices of given cases to tokens and labels."""
 
     def __init__(
-        self, store: CaseStore, plan: Plan, encoder: Segmenter, num_classes: int, magnify: float, batch_size: int
+        self,
+        store: CaseStore,
+        plan: Plan,
+        encoder: Segmenter,
+        num_classes: int,
+        magnify: float,
+        batch_size: int,
+        bf16: bool,
     ) -> None:
         self._store, self._plan, self._encoder = store, plan, encoder
-        self._num_classes, self._magnify, self._batch_size = num_classes, magnify, batch_size
+        self._num_classes, self._magnify, self._batch_size, self._bf16 = num_classes, magnify, batch_size, bf16
 
     @torch.no_grad()
     def __call__(self, cases: Sequence[str], number: int) -> PatchTokens:
@@ -198,7 +207,7 @@ class PatchReader:
     def _tokens(self, batch: Batch) -> Tensor:
         """(S, h, w, E) of the last tap."""
         device = device_of(self._encoder.backbone)
-        with autocast(device, uses_bf16(device, "auto")):
+        with autocast(device, self._bf16):
             features = self._encoder.encode(batch.image.to(device), magnify=self._magnify).maps[-1]
         return features.float().cpu().movedim(1, -1).contiguous()
 

@@ -52,7 +52,8 @@ class Attention(nn.Module):
         qk, v = heads.permute(2, 0, 3, 1, 4).split((2, 1))  # (2, B, heads, N, d) and (1, ...)
         if rotation is not None:
             qk = rotate(qk, rotation)
-        out = attend(qk[0], qk[1], v[0])
+        q, k = qk.unbind(0)
+        out = attend(q, k, v.squeeze(0))
         joined: Tensor = self.proj(out.transpose(1, 2).flatten(2))  # (B, N, E)
         return joined
 
