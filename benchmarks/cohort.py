@@ -92,7 +92,8 @@ def make_crew(name: str) -> Crew:
 def page(body: str, arguments: argparse.Namespace) -> str:
     machine = f"{os.cpu_count()} CPUs ({platform.processor() or platform.machine()})"
     told = f"{arguments.cases} cases, one thread a worker, {machine}"
-    command = f"python benchmarks/cohort.py IMAGES --run RUN --work FOLDER --cases {arguments.cases} --repeats {arguments.repeats}"
+    counts = f"--cases {arguments.cases} --repeats {arguments.repeats}"
+    command = f"python benchmarks/cohort.py IMAGES --run RUN --work FOLDER {counts}"
     return f"# Cohorts\n\n`{command}`, {datetime.date.today()}: {told}.\n\n{HEAD}{body}"
 
 
