@@ -14,6 +14,7 @@ import datetime
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -146,8 +147,12 @@ def make_model(folder: Path, classes: int, slab: int) -> None:
 
 
 def ours(image: Path, run: Path, out: Path) -> dict[str, Any]:
+    shutil.rmtree(out, ignore_errors=True)  # what lies there already would not be made again
     command = [sys.executable, "-m", "voxdino", "predict", str(image), "--run", str(run), "--out", str(out)]
-    return measured([*command, "--overwrite", "--device", "cpu"])
+    row = measured([*command, "--device", "cpu"])
+    if "failed" in row:
+        raise SystemExit(row["failed"])
+    return row
 
 
 def measured(command: list[str]) -> dict[str, Any]:
@@ -178,7 +183,8 @@ def peer(name: str, classes: int, shape: tuple[int, int, int], arguments: argpar
         row = measured([str(arguments.peer_env / "bin" / "python"), str(script), task])
         if "failed" not in row:
             return line(name, classes, (*shape[:2], slices), row, "–")
-        print(f"{name}, {classes} classes, {slices} slices: {row['failed'].splitlines()[-1:]}", file=sys.stderr)
+        given = f"given {int(most) / 2**30:.1f} GiB"
+        print(f"{name}, {classes} classes, {slices} slices, {given}: {row['failed'].splitlines()[-1:]}", file=sys.stderr)
         slices //= 2
     return f"| {name} | {classes} | none | – | – | – |\n"
 
