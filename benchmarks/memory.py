@@ -184,7 +184,8 @@ def peer(name: str, classes: int, shape: tuple[int, int, int], arguments: argpar
         if "failed" not in row:
             return line(name, classes, (*shape[:2], slices), row, "–")
         given = f"given {int(most) / 2**30:.1f} GiB"
-        print(f"{name}, {classes} classes, {slices} slices, {given}: {row['failed'].splitlines()[-1:]}", file=sys.stderr)
+        told = row["failed"].splitlines()[-1:]
+        print(f"{name}, {classes} classes, {slices} slices, {given}: {told}", file=sys.stderr)
         slices //= 2
     return f"| {name} | {classes} | none | – | – | – |\n"
 
