@@ -1,7 +1,7 @@
 """Peak memory of predicting one large volume with few and with many classes: voxdino beside MONAI and nnU-Net.
 
 python benchmarks/memory.py --work FOLDER [--size 512] [--slices 2000] [--classes 25 118] [--slabs 1 16]
-       [--peer-env FOLDER] [--usable 0.85] [--save docs/results/memory.md]
+       [--peer-env FOLDER] [--usable 0.95] [--save docs/results/memory.md]
 
 A small network (a narrow ViT with a linear decoder, or the 3-D one for slabs; a single convolution for the peers), on
 the CPU, from file to file, each in a process of its own. Peers get the volume halved along its slices until they manage
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, nargs="+", default=[25, 118])
     parser.add_argument("--slabs", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--peer-env", type=Path)
-    parser.add_argument("--usable", type=float, default=0.85)
+    parser.add_argument("--usable", type=float, default=0.95)
     parser.add_argument("--save", type=Path)
     arguments = parser.parse_args()
     shape = (arguments.size, arguments.size, arguments.slices)
