@@ -67,7 +67,7 @@ def main() -> None:
         return
     make_data(arguments)
     make_model(arguments)
-    text = report(arguments, {name: rows(name, arguments) for name in systems(arguments)})
+    text = report(arguments, measured(arguments))
     print(text)
     if arguments.save:
         arguments.save.write_text(text)
@@ -134,34 +134,43 @@ def environment(arguments: argparse.Namespace) -> dict[str, str]:
     return {**os.environ, **places, "nnUNet_raw": str(arguments.work)}
 
 
-def rows(name: str, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """So many runs of one system, each in a process; one of nnU-Net's that takes very long is measured once."""
-    image = arguments.work / "Dataset005_Enlarged" / "imagesTs" / f"e{TRAINING_CASES}_0000.nii.gz"
-    found: list[dict[str, Any]] = []
+def measured(arguments: argparse.Namespace) -> dict[str, list[dict[str, Any]]]:
+    """The runs of each system, in turn, so that a machine that gets slower does so for all of them.
+
+    One of nnU-Net's that takes very long is measured once.
+    """
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in systems(arguments)}
     for number in range(arguments.runs):
-        out = arguments.work / "out" / f"{name.replace(' ', '_').replace(',', '')}_{number}"
-        shutil.rmtree(out, ignore_errors=True)
-        task = {"name": name, "image": str(image), "out": str(out), "run": str(run_folder(arguments))}
-        if name in NNUNET:
-            configuration, mirror = NNUNET[name]
-            plans = arguments.work / "nnUNet_preprocessed" / "Dataset005_Enlarged"
-            task |= {"configuration": configuration, "mirror": mirror, "plans": str(plans)}
-        python = str(arguments.peer_env / "bin" / "python") if name not in OURS else sys.executable
-        script = Path(__file__).with_name("predict_peer.py") if name not in OURS else Path(__file__)
-        command = [python, str(script), "--work", str(arguments.work), "--backbone", arguments.backbone]
-        command += ["--device", arguments.device, "--most-minutes", str(arguments.most_minutes)]
-        if name in MONAI:
-            task |= {"site": sysconfig.get_path("purelib"), "ours": str(Path(__file__).parents[1] / "src")}
-            task["amp"] = MONAI[name]
-        command += ["--child", json.dumps(task)]
-        done = subprocess.run(command, capture_output=True, text=True, env=environment(arguments))
-        if done.returncode:
-            raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
-        found.append(json.loads(done.stdout.splitlines()[-1]))
-        print(f"{name}: {found[-1]['seconds']:.1f} s", file=sys.stderr, flush=True)
-        if found[-1].get("scaled"):
-            break
+        for name, runs in found.items():
+            if not (runs and runs[-1].get("scaled")):
+                runs.append(one_run(name, number, arguments))
+                print(f"{name}: {runs[-1]['seconds']:.1f} s", file=sys.stderr, flush=True)
     return found
+
+
+def one_run(name: str, number: int, arguments: argparse.Namespace) -> dict[str, Any]:
+    """A run of one system, in a process of its own."""
+    image = arguments.work / "Dataset005_Enlarged" / "imagesTs" / f"e{TRAINING_CASES}_0000.nii.gz"
+    out = arguments.work / "out" / f"{name.replace(' ', '_').replace(',', '')}_{number}"
+    shutil.rmtree(out, ignore_errors=True)
+    task = {"name": name, "image": str(image), "out": str(out), "run": str(run_folder(arguments))}
+    if name in NNUNET:
+        configuration, mirror = NNUNET[name]
+        plans = arguments.work / "nnUNet_preprocessed" / "Dataset005_Enlarged"
+        task |= {"configuration": configuration, "mirror": mirror, "plans": str(plans)}
+    python = str(arguments.peer_env / "bin" / "python") if name not in OURS else sys.executable
+    script = Path(__file__).with_name("predict_peer.py") if name not in OURS else Path(__file__)
+    command = [python, str(script), "--work", str(arguments.work), "--backbone", arguments.backbone]
+    command += ["--device", arguments.device, "--most-minutes", str(arguments.most_minutes)]
+    if name in MONAI:
+        task |= {"site": sysconfig.get_path("purelib"), "ours": str(Path(__file__).parents[1] / "src")}
+        task["amp"] = MONAI[name]
+    command += ["--child", json.dumps(task)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(arguments))
+    if done.returncode:
+        raise SystemExit(f"{name} failed:\n{done.stderr[-3000:]}")
+    row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return row
 
 
 def measure(arguments: argparse.Namespace, task: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from small_models import LABELS, make_plan, make_volume, model_by_hand, with_pla
 from voxdino.core.errors import CheckpointError, PlanError, ResourceError, UsageError
 from voxdino.core.geometry import Grid
 from voxdino.core.volume import Volume
-from voxdino.inference.frame import normalise_tensor, rounded_weights
+from voxdino.inference.frame import normalise_tensor
 from voxdino.inference.predictor import PredictSettings, predict_slabs, predict_volume
 from voxdino.preparation.intensity import ChannelScaling, normalise
 from voxdino.preparation.slices import CaseSlices
@@ -316,16 +316,6 @@ def test_models_of_other_labels_cannot_vote_together():
     other = make_plan(labels=LABELS.model_copy(update={"names": ("background", "a", "b")}))
     with pytest.raises(UsageError, match="differ in labels"):
         predict_volume([body_model(), model_by_hand(threshold_logits, other)], make_volume())
-
-
-def test_weights_rounded_once_give_the_logits_of_weights_rounded_at_every_call(model):
-    crops = torch.randn(2, 1, 3, 8, 8)
-    before = {name: value.clone() for name, value in model.segmenter.state_dict().items()}
-    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-        once = rounded_weights(model.segmenter)(crops).logits
-        assert torch.equal(once, model.segmenter(crops).logits)
-    assert all(value.dtype == before[name].dtype for name, value in model.segmenter.state_dict().items())
-    assert all(torch.equal(value, before[name]) for name, value in model.segmenter.state_dict().items())
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.uint8, np.float32])

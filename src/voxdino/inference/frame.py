@@ -19,6 +19,7 @@ from voxdino.data.store import padding_values
 from voxdino.inference.gate import Ends, Gate
 from voxdino.inference.load import LoadedModel
 from voxdino.inference.parts import Part, background_logits, in_plane, padded, read_part, slab_weight
+from voxdino.inference.rounded import rounded_weights
 from voxdino.inference.second_look import second_look
 from voxdino.inference.settings import PredictSettings
 from voxdino.inference.tiles import Box, Seen, blend, blend_slabs, gaussian_weight, shares, tile_boxes
@@ -30,8 +31,6 @@ from voxdino.preparation.slices import CaseSlices
 
 PIXELS_AT_ONCE = {"cpu": 4 * 224**2}  # whose activations stay in a CPU's cache: larger batches are slower there
 TILES_AT_ONCE = 32  # at most, and on devices that are the faster the more they have to do
-_ROUNDED = (nn.Linear, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.ConvTranspose3d)  # by autocast, at every call
-
 
 T = TypeVar("T")
 
@@ -51,7 +50,7 @@ class Frame:
         self._nothing = torch.from_numpy(background_logits(model.plan.labels)).to(model.device)[None, :, None, None]
         self.tiles_at_once = settings.slices_at_once or tiles_at_once(model.plan, model.device)
         self._bf16 = uses_bf16(model.device, settings.amp)
-        self._segmenter = rounded_weights(model.segmenter) if self._bf16 else model.segmenter
+        self._segmenter = rounded_weights(model.segmenter, model.device) if self._bf16 else model.segmenter
         self._classifier: Float[Tensor, "K C1"] | None = None  # where it comes last, after blending
         if model.plan.slab > 1 and settings.second_look is None and has_fewer_features(model.segmenter):
             self._classifier = classifier_matrix(model.segmenter)
@@ -270,17 +269,3 @@ def without_classifier(segmenter: Segmenter) -> Segmenter:
     """The same model, giving what its classifier would get in place of logits; all weights are shared."""
     shared: dict[int, Any] = {id(tensor): tensor for tensor in (*segmenter.parameters(), *segmenter.buffers())}
     return copy.deepcopy(segmenter, shared | {id(segmenter.classifier): nn.Identity()})
-
-
-def rounded_weights(segmenter: Segmenter) -> Segmenter:
-    """The same model with the weights in bfloat16 that autocast would round at every call; all others are shared."""
-    rounded = {
-        id(weight): nn.Parameter(weight.detach().bfloat16(), requires_grad=False)
-        for module in segmenter.modules()
-        if isinstance(module, _ROUNDED)
-        for weight in module.parameters(recurse=False)
-    }
-    if not rounded:
-        return segmenter
-    shared: dict[int, Any] = {id(tensor): tensor for tensor in (*segmenter.parameters(), *segmenter.buffers())}
-    return copy.deepcopy(segmenter, shared | rounded)
