@@ -45,7 +45,7 @@ def test_weights_rounded_once_give_the_logits_of_weights_rounded_at_every_call(m
 @needs_packing
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_a_packed_layer_gives_the_values_of_the_layer(with_bias):
-    layer, x = nn.Linear(24, 40, bias=with_bias), torch.randn(3, 7, 24)
+    layer, x = AdaptableLinear(24, 40, bias=with_bias), torch.randn(3, 7, 24)
     with torch.inference_mode(), bf16():
         torch.testing.assert_close(PackedLinear(layer)(x), layer(x), rtol=2**-7, atol=1e-3)
         torch.testing.assert_close(PackedLinear(layer, "gelu")(x), nn.functional.gelu(layer(x)), rtol=2**-6, atol=4e-3)
@@ -72,6 +72,25 @@ def test_only_plain_layers_are_packed(model):
     again = copy.deepcopy(packed)
     assert again[0].attn.qkv is packed[0].attn.qkv
     assert type(block.attn.qkv) is AdaptableLinear
+
+
+def test_code_that_reads_the_weight_of_a_layer_still_can(model):
+    class Foreign(nn.Linear):
+        pass
+
+    reader = nn.Module()
+    reader.qkv, reader.other = nn.Linear(4, 4), Foreign(4, 4)
+    model.segmenter.foreign = reader
+    there = rounded_weights(model.segmenter, CPU).foreign
+    assert there.qkv.weight.dtype == there.other.weight.dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="this processor has no bfloat16 arithmetic")
+def test_torch_still_packs_where_the_processor_can_and_asking_draws_no_random_number():
+    state = torch.get_rng_state()
+    can_pack.cache_clear()
+    assert can_pack()
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_nothing_is_packed_for_another_device(model):
