@@ -30,7 +30,9 @@ from voxdino.models.weights import read_tensors
 
 Case = Callable[[Mapping[str, Tensor], Mapping[str, Any]], Iterator[tuple[Tensor, Tensor]]]
 _DEFAULT_TOLERANCE = 1e-5
-_TOLERANCES = {"dinomed3d_stage2_head": 1e-4, "metrics": 1e-6}
+# MedDINOv3 rounds queries and keys to bfloat16: some fall to the neighbouring value by a processor's last float32 bit.
+# Of 200 inputs changed by 1e-7 none ended above 1.1e-3; rotating in float32 instead ends at 1.7e-2.
+_TOLERANCES = {"dinomed3d_stage2_head": 1e-4, "meddinov3_vit": 3e-3, "metrics": 1e-6}
 _NORM_EPS = {"layernorm": "1e-6", "layernormbf16": "1e-5"}
 _ROPE_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
