@@ -178,7 +178,7 @@ def measure(arguments: argparse.Namespace, task: dict[str, Any]) -> dict[str, An
     import time
 
     import torch
-    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
     from train_step import matmul_rate
 
     from voxdino.inference import frame
@@ -207,8 +207,12 @@ def measure(arguments: argparse.Namespace, task: dict[str, Any]) -> dict[str, An
 
     plan = model.plan
     crop = torch.zeros(1, len(plan.channels), plan.slab + 2 * plan.context_slices, *plan.tile, device=device)
-    fused = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: sdpa_flop}  # which torch does not count
-    counter = FlopCounterMode(display=False, custom_mapping=fused)
+
+    def attention(query: Any, key: Any, value: Any, *rest: Any, **names: Any) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    uncounted = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
+    counter = FlopCounterMode(display=False, custom_mapping=uncounted)
     with torch.inference_mode(), autocast(device, bf16), counter:
         model.segmenter(crop)
     frame.logits_of_crops = watched
