@@ -123,7 +123,7 @@ def facts(workdir, **changes):
 
 def test_few_slices_or_thick_ones_are_segmented_one_by_one(workdir):
     fingerprint, plan = facts(workdir)
-    name, reason = choose_recipe(fingerprint, plan, num_train=4)
+    name, _, reason = choose_recipe(fingerprint, plan, num_train=4)
     assert name == "segdino_v2" and "too few for a 3-D decoder" in reason
     assert choose_recipe(fingerprint, plan, num_train=40)[0] == "segdino_v2_lora"
 
@@ -134,7 +134,7 @@ def test_volumes_get_a_3d_decoder_and_pictures_do_not(workdir):
     assert choose_recipe(many, plan, num_train=4)[0] == "frozen_detail3d"
     pictures = plan.model_copy(update={"slice_axis": None, "ndim": 2})
     assert choose_recipe(fingerprint, pictures, num_train=500)[0] == "segdino_v2_lora"
-    name, reason = choose_recipe(fingerprint, pictures, num_train=8)
+    name, _, reason = choose_recipe(fingerprint, pictures, num_train=8)
     assert name == "segdino_v2" and "8 to train on, too few to adapt" in reason
 
 
@@ -143,7 +143,7 @@ def test_little_memory_takes_slices_one_by_one(workdir):
     many = fingerprint.model_copy(update={"median_shape": {"R": 20, "A": 15, "S": 40}}, deep=True)
     large = plan.model_copy(update={"crop": (512, 512)})
     assert choose_recipe(many, large, num_train=40, memory_bytes=1 << 40)[0] == "frozen_detail3d"
-    name, reason = choose_recipe(many, large, num_train=40, memory_bytes=1 << 30)
+    name, _, reason = choose_recipe(many, large, num_train=40, memory_bytes=1 << 30)
     assert name == "segdino_v2_lora" and "there are 1.0 GiB" in reason
 
 

@@ -73,10 +73,12 @@ def finetune(
     if not (workdir / "plan.json").is_file():
         fix = "voxdino prepare DATASET first, with the same --workdir."
         raise DatasetError("no plan.json here: nothing is prepared.", where=workdir, fix=fix)
+    settings = finetune_settings(set_)
     if recipe == AUTO:
         num_train = len(read_split(workdir / "splits.json", fold).train)
         facts = Fingerprint.read(workdir / "fingerprint.json")
-        recipe = choose(recipe, facts, Plan.read(workdir / "plan.json"), num_train, device)
+        plan = Plan.read(workdir / "plan.json")
+        recipe, settings = choose(recipe, facts, plan, num_train, device, backbone, settings)
     config = resolve_config(
         recipe,
         backbone=backbone,
@@ -84,7 +86,7 @@ def finetune(
         time_budget_s=parse_time_budget(time_budget),
         seed=seed,
         workers=workers,
-        settings=finetune_settings(set_),
+        settings=settings,
     )
     run_folder = run_folder_of(workdir, name, recipe, fold)
     if dry_run:

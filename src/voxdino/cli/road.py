@@ -18,7 +18,7 @@ from voxdino.evaluation.pictures import overlay_grid
 from voxdino.evaluation.scores import FailedCase, Scores
 from voxdino.finetuning.config import FinetuneConfig
 from voxdino.finetuning.model import effective_plan, new_segmenter
-from voxdino.finetuning.run import RunSummary, finetune
+from voxdino.finetuning.run import RunSummary, finetune, require_buildable
 from voxdino.inference.load import load_model
 from voxdino.inference.outputs import output_to_score
 from voxdino.inference.run import RECORD_NAME, PredictRecord, output_file, predict_cases
@@ -92,6 +92,7 @@ def go(
     say(f"backbone {card.name}: {card.num_parameters / 1e6:.1f} M parameters, licence {card.licence}")
     if notice := licence_notice_once(card, default_weights_folder()):
         say(notice)
+    require_buildable(config, planned.plan, card, device)
     road.timed("prepare", lambda: prepare_planned(planned, workdir, num_workers=num_workers))
     cases = held_back(planned, fold)
     if budget.total_s is not None:

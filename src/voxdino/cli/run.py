@@ -100,12 +100,16 @@ def run(
         num_workers=workers,
     )
     num_train = len(planned.splits[fold].train) if fold < len(planned.splits) else 0
-    recipe = choose(recipe, planned.fingerprint, planned.plan, num_train, device)
+    recipe, settings = choose(recipe, planned.fingerprint, planned.plan, num_train, device, backbone, settings)
     config = resolve_config(
         recipe, backbone=backbone, epochs=epochs, time_budget_s=budget_s, seed=seed, settings=settings
     )
     run_folder = run_folder_of(workdir, name, recipe, fold)
     if dry_run:
+        from voxdino.finetuning.run import require_buildable
+        from voxdino.models.weights import load_backbone
+
+        require_buildable(config, planned.plan, load_backbone(config.backbone)[1], device)
         if not json:
             print_plan(planned)
             print(

@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # torch stays out of the process that prepares
 
 CHECK, FINGERPRINT, SURVEYED = "check.json", "fingerprint.json", "surveyed.json"
 CHECK_PICTURE, MAX_PICTURED = "check.png", 4
+PLANNED_FOR = "segdino_v2"  # before `auto` has chosen
 _WAIT_FOR_PLAN_S = 24 * 3600.0  # while another shard reads all files
 
 
@@ -257,22 +258,40 @@ def print_plan(planned: Planned) -> None:
     print(f"{'splits':<17} {len(planned.splits)} (training + validation cases): {sizes}")
 
 
-def choose(recipe: str, fingerprint: Fingerprint, plan: Plan, num_train: int, device: str) -> str:
-    """The recipe's name; for `auto` the one that suits data set and device, with the reason on stderr."""
-    if recipe != AUTO:
-        return recipe
-    from voxdino.finetuning.choose import choose_recipe
-    from voxdino.models.precision import free_memory, resolve_device
+def choose(
+    recipe: str,
+    fingerprint: Fingerprint,
+    plan: Plan,
+    num_train: int,
+    device: str,
+    backbone: str | None,
+    settings: Mapping[str, str],
+) -> tuple[str, dict[str, str]]:
+    """The recipe's name and settings; for `auto` those that suit data set, backbone and device, the reason on stderr.
 
-    memory = free_memory(resolve_device(device))
-    name, reason = choose_recipe(fingerprint, plan, num_train=num_train, memory_bytes=memory)
-    say(f"recipe {name}: {reason}")
-    return name
+    num_train: cases to train on, if `settings` do not say fewer.
+    """
+    if recipe != AUTO:
+        return recipe, dict(settings)
+    from voxdino.finetuning.choose import choose_recipe
+    from voxdino.models.precision import device_memory, resolve_device
+    from voxdino.models.weights import load_backbone
+
+    asked = resolve_config(PLANNED_FOR, backbone=backbone, settings=settings)
+    choice = choose_recipe(
+        fingerprint,
+        plan,
+        num_train=min(num_train, asked.num_train_cases or num_train),
+        memory_bytes=device_memory(resolve_device(device)),
+        abilities=load_backbone(asked.backbone)[0].abilities,
+    )
+    say(f"recipe {choice.recipe}: {choice.reason}")
+    return choice.recipe, {**choice.settings, **settings}
 
 
 def planning_backbone(recipe: str, backbone: str | None, settings: Mapping[str, str]) -> str:
     """The backbone to plan for, before `auto` has chosen; all recipes that have one share their default."""
-    known = "segdino_v2" if recipe == AUTO else recipe
+    known = PLANNED_FOR if recipe == AUTO else recipe
     name = resolve_config(known, backbone=backbone, settings=settings).backbone
     return DEFAULT_BACKBONE if name == "none" else name
 

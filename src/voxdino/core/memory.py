@@ -18,6 +18,15 @@ def available_memory() -> int:
     return max(0, min(limits, default=1 << 62))
 
 
+def total_memory() -> int:
+    """Bytes of this machine, or of its container where that has less: the same whatever else runs."""
+    sizes = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        limit = _text(f"/sys/fs/cgroup/{name}").strip()
+        sizes += [int(limit)] if limit.isdigit() else []
+    return min(sizes)
+
+
 def require_memory(
     num_bytes: int, what: str, *, where: str | PathLike[str] | None = None, limit: int | None = None
 ) -> None:

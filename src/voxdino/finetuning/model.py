@@ -13,25 +13,36 @@ from voxdino.models.precision import channels_last
 from voxdino.models.registry import DECODERS, look_up
 from voxdino.models.segmenter import DecoderSetting, ModelConfig, Segmenter
 from voxdino.models.weights_card import WeightsCard
-from voxdino.preparation.plan import Plan
+from voxdino.preparation.plan import Plan, set_by_user
 
 SLAB = 16  # slices, as in DINO-Med3D (dossier 1.5)
 
 
 def effective_plan(config: FinetuneConfig, plan: Plan) -> Plan:
-    """The plan with what the recipe changes: slab, batch, magnification; the run folder keeps it."""
-    usual = 1
+    """The plan with what the recipe changes: slab, batch, magnification; the run folder keeps it.
+
+    Of these the user's own `plan.NAME` stays as it is.
+    """
+    slab = config.slab or 1
     if sees_slab(config.decoder, config.detail, config.depth_adapter):
-        usual = plan.slab if plan.slab > 1 else SLAB
-    slab = 1 if plan.ndim == 2 else config.slab or usual
-    batch = max(1, plan.batch_size // slab) if config.batch_size is None else config.batch_size
-    magnification = round(plan.magnification * config.magnification_scale, 3)
-    reasons = {**plan.reasons, "slab": f"what the recipe {config.recipe} sees together."}
-    if magnification != plan.magnification:
-        why = f"{config.magnification_scale} times the data set's {plan.magnification}, for {config.recipe}."
-        reasons["magnification"] = why
-    changes = {"slab": slab, "batch_size": batch, "magnification": magnification, "reasons": reasons}
-    return plan.model_copy(update=changes)
+        slab = plan.slab if plan.slab > 1 or set_by_user(plan, "slab") else config.slab or SLAB
+    if plan.ndim == 2:
+        slab = 1
+    batch = max(1, plan.batch_size // slab)
+    if config.batch_size is not None and not set_by_user(plan, "batch_size"):
+        batch = config.batch_size
+    magnification = plan.magnification
+    if not set_by_user(plan, "magnification"):
+        magnification = round(magnification * config.magnification_scale, 3)
+    why = {
+        "slab": f"what the recipe {config.recipe} sees together.",
+        "batch_size": f"what the recipe {config.recipe} trains with at once.",
+        "magnification": f"{config.magnification_scale} times the planned {plan.magnification}, for {config.recipe}.",
+    }
+    changes = {"slab": slab, "batch_size": batch, "magnification": magnification}
+    changed = {name for name, value in changes.items() if value != getattr(plan, name)}
+    reasons = plan.reasons | {name: why[name] for name in changed}
+    return plan.model_copy(update={**changes, "reasons": reasons})
 
 
 def new_segmenter(
@@ -55,7 +66,7 @@ def model_config(config: FinetuneConfig, plan: Plan, licence: str | None, device
         num_channels=len(plan.channels),
         decoder=config.decoder,
         decoder_width=config.decoder_width or (64 if device.type == "cpu" else None),
-        pyramid_scales=config.pyramid_scales or _pyramid_scales(plan, device),
+        pyramid_scales=config.pyramid_scales or _pyramid_scales(config, plan, device),
         decoder_settings=_decoder_settings(config, plan),
         adaptation=config.adaptation,
         lora_rank=config.lora_rank,
@@ -94,13 +105,15 @@ def _decoder_settings(config: FinetuneConfig, plan: Plan) -> dict[str, DecoderSe
     return planned | config.decoder_settings
 
 
-def _pyramid_scales(plan: Plan, device: torch.device) -> tuple[int, ...]:
+def _pyramid_scales(config: FinetuneConfig, plan: Plan, device: torch.device) -> tuple[int, ...]:
     """The published 8, 4, 2, 1, halved until no level is finer than a prepared voxel; on a CPU 4, 2, 1, 1 at most.
 
     A level finer than a voxel would cost most and could tell nothing: hippocampus (magnified 3.6 times) trains 1.6
     times as fast with 4, 2, 1, 1 as with 4, 4, 2, 1 and reaches the same Dice. On a CPU the finest level is the price
-    of the whole step: 192 x 256 pictures made 190 steps in five minutes with it.
+    of the whole step: 192 x 256 pictures made 190 steps in five minutes with it. The first release's are its own.
     """
+    if config.decoder_settings.get("pyramid") == "first_release":
+        return PUBLISHED_SCALES
     voxels_per_token = plan.patch_size / plan.magnification
     most = 4 if device.type == "cpu" else 8
     finest = next((scale for scale in (1, 2, 4) if scale >= 0.9 * voxels_per_token), most)

@@ -114,7 +114,8 @@ def finetune(
         if resume == "require" and not (stage / "run.json").exists():
             raise _nothing_to_resume(run_folder)
         if not (stage / "run.json").exists():
-            _require_buildable(config, Plan.read(workdir / "plan.json"), device, weights_folder)
+            card = load_backbone(config.backbone, weights_folder=weights_folder)[1]
+            require_buildable(config, Plan.read(workdir / "plan.json"), card, device)
         done = finetune(
             workdir,
             first,
@@ -204,18 +205,24 @@ def _first_stage(config: FinetuneConfig, first: FinetuneConfig) -> FinetuneConfi
     if config.initial_weights is not None:
         fix = "say first.initial_weights: the second stage starts from what the first has made of them."
         raise ConfigError("initial_weights would replace the backbone that the first stage adapts", fix=fix)
+    if first.depth_adapter:
+        fix = "set first.depth_adapter to 0; the second stage has adapters of its own (depth_adapter)."
+        raise ConfigError("depth adapters of the first stage would not outlast it", fix=fix)
     shared = {name: getattr(config, name) for name in SHARED_BY_STAGES}
     if config.time_budget_s is not None:
         shared["time_budget_s"] = config.first_time_share * config.time_budget_s
     return first.model_copy(update=shared)
 
 
-def _require_buildable(config: FinetuneConfig, plan: Plan, device: str, weights_folder: Path | None) -> None:
-    """Put the second stage's model together, without weights, before the first one takes its time."""
-    card = load_backbone(config.backbone, weights_folder=weights_folder)[1]
-    settings = model_config(config, effective_plan(config, plan), card.licence, resolve_device(device))
-    with torch.device("meta"):
-        build_segmenter(settings, build_backbone(card.config))
+def require_buildable(config: FinetuneConfig, plan: Plan, card: WeightsCard, device: str) -> None:
+    """Put the models of all stages together, without weights, before anything takes its time.
+
+    Errors: ConfigError for what does not go together.
+    """
+    for stage in (config, *([] if config.first is None else [_first_stage(config, config.first)])):
+        settings = model_config(stage, effective_plan(stage, plan), card.licence, resolve_device(device))
+        with torch.device("meta"):
+            build_segmenter(settings, build_backbone(card.config))
 
 
 def _nothing_to_resume(run_folder: Path) -> CheckpointError:

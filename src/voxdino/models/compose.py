@@ -32,7 +32,7 @@ def build_segmenter(config: ModelConfig, backbone: Backbone) -> Segmenter:
     if not config.magnification > 0:
         raise ConfigError(f"magnification is {config.magnification}", fix="give a number above 0, e.g. 1.0.")
     kind = look_up(DECODERS, config.decoder, kind="decoder")
-    _require_whole(config, kind, backbone)
+    _require_whole(config, kind, backbone, inputs)
     taps = _taps(config, kind, backbone)
     num_outputs = None if config.detail != "none" else config.num_outputs
     settings = _settings_of(kind, config)
@@ -43,7 +43,7 @@ def build_segmenter(config: ModelConfig, backbone: Backbone) -> Segmenter:
         raise ConfigError(
             told, fix="voxdino list decoders; see the decoder's documentation for its settings."
         ) from error
-    _adapt(backbone, config, inputs)
+    _adapt(backbone, config, inputs, max(taps, default=-1))
     return Segmenter(config, inputs, backbone, decoder, taps)
 
 
@@ -85,7 +85,7 @@ def _taps(config: ModelConfig, kind: type[Decoder], backbone: Backbone) -> tuple
     return taps[len(taps) - kind.num_taps :]
 
 
-def _require_whole(config: ModelConfig, kind: type[Decoder], backbone: Backbone) -> None:
+def _require_whole(config: ModelConfig, kind: type[Decoder], backbone: Backbone, inputs: InputBuilder) -> None:
     """Refuse what would train but could not work, or would be without effect."""
     name = config.decoder
     if kind.num_taps == 0:
@@ -109,13 +109,28 @@ def _require_whole(config: ModelConfig, kind: type[Decoder], backbone: Backbone)
     if config.slab > 1 and not sees_slab(name, config.detail, config.depth_adapter):
         fix = "set slab to 1, or choose a 3-D decoder, detail volume or a depth_adapter."
         raise ConfigError(f"slab is {config.slab}, but nothing in the model sees several slices", fix=fix)
-    if config.blank_features and config.adaptation != "frozen":
-        fix = "choose adaptation frozen for the control without features."
-        raise ConfigError(f"adaptation {config.adaptation!r} trains a backbone that blank_features hides", fix=fix)
+    if config.blank_features:
+        _require_control(config, kind, inputs)
 
 
-def _adapt(backbone: Backbone, config: ModelConfig, inputs: InputBuilder) -> None:
-    """Decide which weights of the backbone train."""
+def _require_control(config: ModelConfig, kind: type[Decoder], inputs: InputBuilder) -> None:
+    """Refuse what blank_features would hide, and a model that sees nothing beside the features."""
+    hidden = [
+        (f"adaptation {config.adaptation!r} trains", config.adaptation != "frozen", "choose adaptation frozen"),
+        ("a depth_adapter trains in", config.depth_adapter > 0, "set depth_adapter to 0"),
+        (f"input builder {config.input_builder!r} trains before", inputs.trainable, "choose one without weights"),
+    ]
+    for what, given, fix in hidden:
+        if given:
+            fix = f"{fix} for the control without features."
+            raise ConfigError(f"{what} a backbone that blank_features hides", fix=fix)
+    if config.detail == "none" and not kind.reads_image:
+        fix = "give it a detail stream (detail=slices or volume); without one, compare with backbone random:NAME."
+        raise ConfigError("blank_features leaves this model nothing to see: it would answer all images alike", fix=fix)
+
+
+def _adapt(backbone: Backbone, config: ModelConfig, inputs: InputBuilder, last_tap: int) -> None:
+    """Decide which weights of the backbone train: none of parts that no tap reads."""
     frozen = config.adaptation == "frozen"
     if frozen and (config.drop_path or config.rope_rescale is not None):
         fix = "leave drop_path at 0 and rope_rescale unset, or choose adaptation lora, last_k or full."
@@ -123,6 +138,9 @@ def _adapt(backbone: Backbone, config: ModelConfig, inputs: InputBuilder) -> Non
     if (config.adaptation == "last_k") != (config.last_k > 0) or config.last_k > backbone.depth:
         fix = f"adaptation last_k with last_k from 1 to {backbone.depth}; any other with last_k 0."
         raise ConfigError(f"adaptation {config.adaptation!r} does not go with last_k {config.last_k}", fix=fix)
+    if 0 < config.last_k < backbone.depth - last_tap:
+        fix = f"set last_k to {backbone.depth - last_tap} or more, or taps that end at {backbone.depth - 1}."
+        raise ConfigError(f"last_k {config.last_k} trains blocks after the last tap {last_tap}", fix=fix)
     if not 0 <= config.drop_path < 1 or (config.rope_rescale is not None and config.rope_rescale < 1):
         fix = "drop_path lies in [0, 1), rope_rescale is at least 1."
         raise ConfigError(
@@ -159,3 +177,7 @@ def _adapt(backbone: Backbone, config: ModelConfig, inputs: InputBuilder) -> Non
             add_depth_adapters(backbone, width=config.depth_adapter)
         if inputs.learns_embedding or inputs.num_planes != backbone.config.in_planes:
             backbone.widen_input(inputs.num_planes)
+    if last_tap < backbone.depth - 1:
+        for name, parameter in backbone.named_parameters():
+            if backbone.level(name) > last_tap and not name.startswith("norm."):  # the norm serves every tap
+                parameter.requires_grad_(False)

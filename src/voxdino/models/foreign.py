@@ -254,7 +254,8 @@ def _read_stage_1(tensors: Tensors) -> _Draft:
     draft = _dinomed3d({re.sub(r"^backbone\.", "encoder.backbone.", key): value for key, value in tensors.items()})
     for key in [key for key in draft.parts if key.startswith("head.")]:
         value = draft.parts.pop(key)
-        draft.parts[f"decoder.to_logits.{'weight' if value.ndim > 1 else 'bias'}"] = value.squeeze()
+        kind = "weight" if value.ndim > 1 else "bias"
+        draft.parts[f"decoder.to_logits.{kind}"] = value.flatten(1) if value.ndim > 1 else value
     draft.config = {"adaptation": "full"} | draft.config
     draft.config |= {"decoder": "linear", "num_outputs": _size(draft.parts, "decoder.to_logits.weight")}
     return draft

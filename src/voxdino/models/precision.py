@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from voxdino.core.errors import ResourceError
-from voxdino.core.memory import available_memory
+from voxdino.core.memory import total_memory
 
 
 def uses_bf16(device: torch.device, amp: Literal["auto", "bf16", "off"]) -> bool:
@@ -44,11 +44,11 @@ def resolve_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free on it; of devices that do not tell, those of the machine."""
+def device_memory(device: torch.device) -> int:
+    """Bytes it has, free or not; of devices that do not tell, those of the machine."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    return available_memory()
+        return int(torch.cuda.mem_get_info(device)[1])
+    return total_memory()
 
 
 def channels_last(model: nn.Module) -> None:

@@ -22,6 +22,7 @@ from voxdino.preparation.orientation import SliceAxis
 __all__ = ["DEFAULT_BACKBONE", "ChannelPolicy", "Memory", "Plan", "make_plan"]
 
 DEFAULT_BACKBONE = "dinov3_vits16"
+SET_BY_USER = "set by the user"
 
 Memory = Literal["measure", "skip"] | BackboneProbe
 
@@ -182,6 +183,11 @@ def _plan_with(
     return plan.model_copy(update={"batch_size": batch, "reasons": {**plan.reasons, "batch_size": reason}})
 
 
+def set_by_user(plan: Plan, name: str) -> bool:
+    """Whether this value of the plan was given, not planned."""
+    return plan.reasons.get(name, "").startswith(SET_BY_USER)
+
+
 def _decide(
     fingerprint: Fingerprint, dataset: Dataset, backbone: BackboneFacts, max_tokens: int, forced: Mapping[str, Any]
 ) -> Plan:
@@ -193,7 +199,7 @@ def _decide(
         values[name], reasons[name] = decision
         if name in forced:
             values[name] = forced[name]
-            reasons[name] = f"set by the user (planned was {decision[0]}: {decision[1]})"
+            reasons[name] = f"{SET_BY_USER} (planned was {decision[0]}: {decision[1]})"
         return values[name]
 
     is_ct = any(channel.kind == "ct" for channel in choose_channels(fingerprint, "")[0])
