@@ -181,6 +181,12 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(args, workdir, run
     assert files(workdir) == before and not (tmp_path / "new").exists()
 
 
+def test_a_dry_run_refuses_what_could_not_be_built(phantoms, tmp_path, capsys):
+    impossible = [*SMALL, "--set", "taps=[0,1,2,9]", "--dry-run"]
+    assert main(["run", str(phantoms), "--workdir", str(tmp_path / "new"), *impossible]) == 3
+    assert "do not fit a backbone of" in capsys.readouterr().err and not (tmp_path / "new").exists()
+
+
 @pytest.mark.parametrize(
     "args, code, words",
     [

@@ -4,11 +4,11 @@ import pytest
 
 from voxdino.core import memory
 from voxdino.core.errors import SafetyError
-from voxdino.core.memory import available_memory, require_memory
+from voxdino.core.memory import available_memory, require_memory, total_memory
 
 
 def test_there_is_some_memory():
-    assert 0 < available_memory() < 1 << 60
+    assert 0 < available_memory() <= total_memory() < 1 << 60
 
 
 def test_sizes_over_the_free_memory_are_refused_with_both_numbers(monkeypatch):
@@ -34,5 +34,6 @@ def test_the_container_limit_counts(monkeypatch):
     }
     monkeypatch.setattr(memory, "_text", lambda path: files.get(path, ""))
     assert available_memory() == 1 << 30
+    assert total_memory() <= 2 << 30
     files["/sys/fs/cgroup/memory.max"] = "max\n"
     assert available_memory() == 4 << 30

@@ -13,6 +13,7 @@ from voxdino.core.errors import CheckpointError, ConfigError, DatasetError, Stop
 from voxdino.core.safe_files import read_json, write_json
 from voxdino.finetuning.choose import choose_recipe
 from voxdino.finetuning.cost import cost_of
+from voxdino.finetuning.model import effective_plan, model_config
 from voxdino.finetuning.recipes import RECIPES
 from voxdino.finetuning.run import finetune
 from voxdino.inference.load import load_model
@@ -143,8 +144,54 @@ def test_little_memory_takes_slices_one_by_one(workdir):
     many = fingerprint.model_copy(update={"median_shape": {"R": 20, "A": 15, "S": 40}}, deep=True)
     large = plan.model_copy(update={"crop": (512, 512)})
     assert choose_recipe(many, large, num_train=40, memory_bytes=1 << 40)[0] == "frozen_detail3d"
+    name, _, reason = choose_recipe(many, large, num_train=40, memory_bytes=20 << 30)
+    assert name == "segdino_v2_lora" and "there are 20.0 GiB" in reason
     name, _, reason = choose_recipe(many, large, num_train=40, memory_bytes=1 << 30)
-    assert name == "segdino_v2_lora" and "there are 1.0 GiB" in reason
+    assert name == "segdino_v2" and "adapting the backbone would take" in reason
+
+
+def test_a_backbone_without_lora_stays_frozen(workdir):
+    fingerprint, plan = facts(workdir)
+    name, _, reason = choose_recipe(fingerprint, plan, num_train=40, abilities=frozenset())
+    assert name == "segdino_v2" and "takes no LoRA" in reason
+
+
+@pytest.mark.parametrize("extent, num_components, drawn_by", [(3.0, 20, "lesion"), (3.0, 5, None), (40.0, 20, None)])
+def test_many_small_pieces_a_case_are_drawn_by_lesion(workdir, extent, num_components, drawn_by):
+    fingerprint, plan = facts(workdir)
+    structures = dict(fingerprint.structures)
+    changed = {"num_components": num_components, "smallest": extent, "percentile_5": extent}
+    structures["2"] = structures["2"].model_copy(update=changed)
+    fingerprint = fingerprint.model_copy(update={"structures": structures})
+    settings, reason = choose_recipe(fingerprint, plan, num_train=4)[1:]
+    assert settings.get("quotas.by") == drawn_by and ("'core' comes in" in reason) == (drawn_by is not None)
+
+
+def test_what_the_user_set_of_the_plan_outlasts_the_recipe(workdir):
+    plan = Plan.read(workdir / "plan.json").model_copy(update={"reasons": {}})
+    config = RECIPES["dinomed3d"]().model_copy(update={"batch_size": 3, "magnification_scale": 2.0})
+    given = {"slab": 4, "batch_size": 8, "magnification": 1.5}
+    planned = effective_plan(config, plan)
+    assert (planned.slab, planned.batch_size, planned.magnification) == (16, 3, 2.0 * plan.magnification)
+    reasons = dict.fromkeys(given, "set by the user (planned was another)")
+    kept = effective_plan(config, plan.model_copy(update={**given, "reasons": reasons}))
+    assert (kept.slab, kept.batch_size, kept.magnification) == (4, 8 // 4, 1.5)  # the plan counts slices
+
+
+def test_adapters_of_a_first_stage_are_refused_as_the_second_would_lose_them(workdir):
+    config = small_recipe("dinomed3d")
+    config = config.model_copy(update={"first": config.first.model_copy(update={"depth_adapter": 4})})
+    with pytest.raises(ConfigError, match="would not outlast it"):
+        run(workdir, config, "one")
+    assert not (workdir / "one" / "run.json").exists()
+
+
+def test_the_first_releases_pyramid_keeps_its_scales(workdir):
+    plan = Plan.read(workdir / "plan.json").model_copy(update={"magnification": 4.0})
+    config = RECIPES["segdino_v2"]()
+    released = config.model_copy(update={"decoder_settings": {"pyramid": "first_release"}})
+    scales = [model_config(c, plan, None, torch.device("cpu")).pyramid_scales for c in (config, released)]
+    assert scales == [(4, 2, 1, 1), (8, 4, 2, 1)]
 
 
 def test_costs_are_counted_without_computing():

@@ -52,6 +52,14 @@ def test_the_converted_model_computes_what_the_original_does(system, foreign):
     assert config.taps == segmenter.taps
 
 
+def test_a_proxy_head_of_one_class_is_read(foreign):
+    state = foreign("DINO-Med3D, stage 1")[1]
+    state |= {"head.weight": state["head.weight"][:1], "head.bias": state["head.bias"][:1]}
+    model = convert(state)
+    assert model.description.config.num_outputs == 1 and model.description.unmapped == ()
+    assert model.tensors["decoder.to_logits.weight"].ndim == 2 and model.tensors["decoder.to_logits.bias"].shape == (1,)
+
+
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module."])
 def test_prefixes_of_parallel_and_compiled_training_are_taken_off(prefix, foreign):
     segmenter, state = foreign("SegDINO v2")

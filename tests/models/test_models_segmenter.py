@@ -275,6 +275,13 @@ def test_tap_norm_can_be_left_out(build):
         ({"pyramid_scales": (1, 2, 4, 8)}, "no four falling enlargements"),
         ({"slab": 4}, "nothing in the model sees several slices"),
         ({"blank_features": True, "adaptation": "lora"}, "trains a backbone that blank_features hides"),
+        ({"blank_features": True}, "nothing to see"),
+        ({"blank_features": True, "detail": "slices", "depth_adapter": 4}, "depth_adapter trains in"),
+        (
+            {"blank_features": True, "detail": "slices", "input_builder": "slices_3", "context_slices": 1},
+            "trains before a backbone that blank_features hides",
+        ),
+        ({"adaptation": "last_k", "last_k": 1, "decoder": "linear", "taps": (1,)}, "trains blocks after the last tap"),
         ({"decoder_settings": {"widht": 3}}, "decoder 'tpa_sad' has no setting 'widht'"),
         ({"decoder": "conv3d", "decoder_settings": {"finest_scal": 2}}, "Did you mean 'finest_scale'"),
         ({"decoder": "segdino_v1", "decoder_settings": {"head_form": "releese"}}, "head_form is 'releese'.*'release'"),
