@@ -74,6 +74,7 @@ def test_without_other_weights_it_starts_from_the_backbone_of_the_package(tmp_pa
         (["pool", "a=DATA", "--modality", "mri"], 3, "modality"),
         (["pretrain", "--workdir", "EMPTY"], 3, "no finished pool"),
         (["pretrain", "--recipe", "adopt"], 2, "'adapt'"),
+        (["pretrain", "--recipe", "adapt", "--teacher", "random:tiny"], 2, "has no teacher but itself"),
         (["pretrain", "--recipe", "anchored", "--teacher", "random:tiny"], 2, "has no teacher but itself"),
         (["pretrain", "--set", "stages.0.koleo=1"], 2, "koleo_weight"),
     ],

@@ -351,6 +351,16 @@ def test_ct_is_told_by_its_name_and_its_values(names, modality, values, kind):
         assert air == pytest.approx(-1.99, abs=0.01) and bone == pytest.approx(2.44, abs=0.01)
 
 
+def test_a_source_says_how_many_cases_were_taken_for_ct(tmp_path):
+    for number, values in enumerate([(-1000, 1500), (0, 255)]):
+        array = np.random.default_rng(number).integers(*values, (6, 5, 4)).astype(np.int16)
+        save_volume(tmp_path / f"tree/{number}.nii.gz", array)
+    for modality, told in (("auto", ["1 of 2 cases are taken for CT"]), ("ct", [])):
+        pool = build(tmp_path, PoolSource(name="tree", path=str(tmp_path / "tree"), modality=modality))
+        notes = [note for note in pool.facts.sources[0].notes if "taken for CT" in note]
+        assert len(notes) == len(told) and all(note.startswith(start) for note, start in zip(notes, told, strict=True))
+
+
 def test_deep_colour_is_scaled_by_its_own_range_and_channel_files_are_no_photo():
     deep = np.random.default_rng(0).integers(0, 65536, (3, 5, 6)).astype(np.uint16)
     picture = Volume(deep, Grid.from_spacing((5, 6), unit="px"))

@@ -14,13 +14,21 @@ from voxdino.core.safe_files import digest_file
 from voxdino.models.weights import load_backbone, write_backbone
 from voxdino.models.weights_card import pack_seen
 from voxdino.pretraining import step as step_module
-from voxdino.pretraining.checks import GramTeacher, gram_teacher_of, named_weights
+from voxdino.pretraining.checks import GramTeacher, fitted, gram_teacher_of, named_weights
 from voxdino.pretraining.config import Resolution
 from voxdino.pretraining.learning import Descent
 from voxdino.pretraining.networks import Network
+from voxdino.pretraining.pool import Pool
+from voxdino.pretraining.pool_build import build_pool
+from voxdino.pretraining.pool_slices import PoolConfig
+from voxdino.pretraining.pool_sources import PoolSource
 from voxdino.pretraining.run import TEACHER, pretrain
+from voxdino.pretraining.samples import Samples
 from voxdino.pretraining.schedules import constant
 from voxdino.pretraining.step import SelfDistillation, parameter_groups
+from voxdino.pretraining.views import ViewConfig
+from voxdino.pretraining.watch import Watch
+from voxdino.training.distributed import World
 
 STAGES = {
     "three stages": (
@@ -242,11 +250,11 @@ def test_what_does_not_fit_is_refused(workdir, tmp_path_factory):
     config = pretraining(self_distillation("adapt"))
     with pytest.raises(DatasetError, match="no finished pool"):
         run(tmp_path_factory.mktemp("empty"), config, "run")
-    odd = self_distillation("adapt").model_copy(
-        update={"resolutions": (self_distillation("x").resolutions[0].model_copy(update={"global_size": 30}),)}
-    )
-    with pytest.raises(ConfigError, match="crops of 30 px do not fit"):
-        run(workdir, pretraining(odd), "run")
+    sized = pretraining(self_distillation("adapt"), views=ViewConfig(num_locals=2, global_size=64))
+    with pytest.raises(ConfigError, match=r"views\.global_size: sizes of crops are the stages'"):
+        run(workdir, sized, "run")
+    with pytest.raises(ConfigError, match="KoLeo needs neighbours, a portion has one image"):
+        run(workdir, pretraining(self_distillation("adapt", accumulate=4)), "run")
     shared_out = pretraining(self_distillation("adapt"), distillation(), parallel="fsdp")
     with pytest.raises(ConfigError, match="parallel=fsdp: a distillation cannot share"):
         run(workdir, shared_out, "run")
@@ -259,6 +267,74 @@ def test_what_does_not_fit_is_refused(workdir, tmp_path_factory):
     run(workdir, config, "run")
     with pytest.raises(CheckpointError, match="seed was 0, is 1"):
         run(workdir, config.model_copy(update={"seed": 1}), "run")
+
+
+def test_crops_are_made_of_whole_patches_and_that_is_said(workdir):
+    config = pretraining(self_distillation("adapt"), distillation())
+    assert fitted(config, 16) == (config, ())
+    other, told = fitted(config, 14)
+    assert [stage.resolutions[0] for stage in other.stages] == [
+        Resolution(global_size=28, local_size=14, gram_size=70)
+    ] * 2
+    changes = "crops in whole patches of 14 px: 32 -> 28, 16 -> 14, 64 -> 70"
+    assert told == (f"stage adapt: {changes}", f"stage distil: {changes}")
+    odd = self_distillation("adapt", resolutions=(Resolution(global_size=30, local_size=20),))
+    notes = []
+    run(workdir, pretraining(odd), "run", lambda event: notes.append(event.text) if event.kind == "note" else None)
+    assert notes[0] == "stage adapt: crops in whole patches of 16 px: 30 -> 32, 20 -> 16"
+
+
+def test_settings_may_change_until_something_is_saved(workdir):
+    config = pretraining(self_distillation("adapt"), watch_every=1)
+
+    def fail_at_two(event):
+        if event.kind == "step" and event.done == 2:
+            raise RuntimeError("pulled out")
+
+    with pytest.raises(RuntimeError, match="pulled out"):
+        run(workdir, config, "run", fail_at_two)
+    run(workdir, config.model_copy(update={"seed": 1}), "run")
+    assert [row["step"] for row in rows(workdir / "run") if "watch" in row] == [0, 1, 2, 3]
+
+
+def test_a_look_that_is_no_number_is_written_as_none(workdir, monkeypatch):
+    monkeypatch.setattr(Watch, "look", lambda self, *args: {"rank": 2.0, "spread": 1.0, "odd": float("nan")})
+    run(workdir, pretraining(self_distillation("adapt"), watch_every=3), "run")
+    assert [row["watch"] for row in rows(workdir / "run") if "watch" in row] == 2 * [
+        {"rank": 2.0, "spread": 1.0, "odd": None}
+    ]
+
+
+def test_a_portion_holds_the_same_images_however_many_processes_share_it(pool_folder):
+    stage = self_distillation("adapt", batch_size=8, accumulate=2)
+
+    def portions(size):
+        """The norms of the global crops of each portion, from all processes together."""
+        found = []
+        for rank in range(size):
+            samples = Samples(Pool(pool_folder / "pool"), pretraining(stage), World(rank, size, torch.device("cpu")))
+            found.append(samples.portions(samples.slices(stage, 0), stage, 0, 16))
+        return [
+            {round(float(crop.double().norm()), 3) for portion in parts for crop in portion.views.globals}
+            for parts in zip(*found, strict=True)
+        ]
+
+    alone = portions(1)
+    assert len(alone) == 2 and not alone[0] & alone[1]
+    assert portions(2) == portions(4) == alone
+
+
+def test_sources_of_one_name_are_kept_apart_and_a_teacher_is_named(workdir, pool_folder, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    source = PoolSource(name="blocks", path=str(pool_folder.parent / "data"), leave_out=("1",))
+    build_pool([source], other, PoolConfig(max_similarity=None), num_workers=1)
+    run(workdir, pretraining(self_distillation("adapt")), "run")
+    start = str(workdir / "run" / TEACHER)
+    run(other, pretraining(distillation(teachers=(start,)), backbone=start), "run")
+    card = load_backbone(other / "run" / TEACHER)[1]
+    assert [counts["cases"] for counts in card.pretraining.sources.values()] == [3, 2]
+    assert list(card.pretraining.sources) == ["blocks", "blocks (2)"]
+    assert card.source.endswith("from run, taught by run")
 
 
 def test_heads_have_a_rate_of_their_own():

@@ -58,7 +58,8 @@ def describe(error: BaseException) -> VoxdinoError:
     if is_out_of_memory(error):
         return ResourceError(
             f"out of memory ({error})." if str(error) else "out of memory.",
-            fix="use fewer --workers, a smaller batch (--set plan.batch_size=...) or a machine with more memory.",
+            fix="use fewer --workers, a smaller batch (--set plan.batch_size=...; of voxdino pretrain: --batch, or "
+            "--set stages.0.accumulate=...) or a machine with more memory.",
         )
     if type(error).__name__ == "BrokenProcessPool":
         return ResourceError(

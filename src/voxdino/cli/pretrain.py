@@ -22,7 +22,9 @@ from voxdino.cli.output import end, format_seconds, relative, say
 
 def pretrain(
     workdir: WorkdirOption = DEFAULT_WORKDIR,
-    recipe: Annotated[str, typer.Option("--recipe", help="adapt, anchored, meddinov3 or distil.")] = "adapt",
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="adapt, anchored, meddinov3 or distil; default: adapt, or distil.")
+    ] = None,
     backbone: BackboneOption = None,
     teacher: Annotated[
         list[str] | None, typer.Option("--teacher", help="Distil from these weights (several: an ensemble).")
@@ -58,7 +60,7 @@ def pretrain(
     from voxdino.pretraining.run import pretrain as teach
     from voxdino.pretraining.watch import Probes
 
-    config = look_up(PRETRAININGS, "distil" if teacher and recipe == "adapt" else recipe, kind="recipe")()
+    config = look_up(PRETRAININGS, recipe or ("distil" if teacher else "adapt"), kind="recipe")()
     config = with_teachers(config, teacher or ())
     settings = parse_settings(set_)
     if "backbone" not in settings:

@@ -20,7 +20,7 @@ class Alarm:
     """What went wrong at a step, and what to do.
 
     kind:     "not_a_number", "no_gradient", "one_hot", "even", "low_rank", "falling_rank", "same_direction".
-    is_fatal: going on is without sense: the weights are, or the next step makes them, useless.
+    is_fatal: going on like this is without sense.
     """
 
     step: int
@@ -206,8 +206,8 @@ class Alarms:
 _FATAL = {"not_a_number"}
 _ANEW = "stop this run (a resumed one keeps its settings) and start a new one"
 FIXES: dict[str, str] = {
-    "not_a_number": f"{_ANEW} from an earlier teacher, with half the learning_rate; if it comes again, with precision "
-    "off (float32).",
+    "not_a_number": "such a step is left out, one of them does no harm; where they come again and again, "
+    f"{_ANEW} with half the learning_rate, or with precision off (float32).",
     "no_gradient": f"look whether all weights of the loss are 0, or everything is frozen; {_ANEW}.",
     "one_hot": f"{_ANEW} with a higher teacher_temperature, or one that rises more slowly, or with larger "
     "batches, over which Sinkhorn-Knopp evens the prototypes out.",

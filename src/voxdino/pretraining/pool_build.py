@@ -189,7 +189,7 @@ def _write_index(
     seen: set[tuple[str, ...]] = set()
     rows: list[NDArray[np.int32]] = []
     lines: list[bytes] = []
-    counts = {one.source.name: {"cases": 0, "slices": 0, "duplicates": 0, "empty": 0} for one in found}
+    counts = {one.source.name: {"cases": 0, "slices": 0, "duplicates": 0, "empty": 0, "ct": 0} for one in found}
     for _, one in sorted(made.items()):
         count, content = counts[one.case.source], tuple(one.case.source_digests.values())
         if not len(one.slices):
@@ -202,7 +202,14 @@ def _write_index(
             lines.append(json.dumps(one.case.to_json(), ensure_ascii=False).encode() + b"\n")
             count["cases"] += 1
             count["slices"] += len(one.slices)
+            count["ct"] += "ct" in one.case.kinds
     roots = {one.source.name: one.root for one in found}
+    guesses = {
+        one.source.name: f"{number} of {counts[one.source.name]['cases']} cases are taken for CT "
+        "(Hounsfield units), as names and values say; --modality ct or other decides for all"
+        for one in found
+        if one.source.modality == "auto" and (number := counts[one.source.name]["ct"])
+    }
     messages: dict[str, list[str]] = {one.source.name: [] for one in found}
     for number, fault in sorted(faults.items()):
         name = tasks[number].source
@@ -221,7 +228,7 @@ def _write_index(
             num_duplicates=counts[name]["duplicates"],
             num_empty=counts[name]["empty"],
             set_aside=tuple(messages[name]),
-            notes=tuple(_printable(note) for note in one.notes),
+            notes=tuple(_printable(note) for note in (*one.notes, *filter(None, [guesses.get(name)]))),
         )
         for one in found
     )

@@ -1,5 +1,6 @@
 """What a pretraining says of itself: run.json, what must not change on the way, the card of the backbone it makes."""
 
+import itertools
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -107,14 +108,18 @@ def origin_of(
 ) -> PretrainingFacts:
     """All but the number of steps. What start and teachers have seen, the backbone that is made has seen too."""
     known = [card.pretraining for card in (start, *teachers) if card.pretraining is not None]
-    sources = {name: counts for facts in known for name, counts in facts.sources.items()}
+    sources: dict[str, Any] = {}
+    for given in (*(facts.sources for facts in known), pool.sources()):
+        for name, counts in given.items():
+            names = itertools.chain([name], (f"{name} ({number})" for number in itertools.count(2)))
+            sources[next(free for free in names if sources.get(free, counts) == counts)] = counts
     return PretrainingFacts(
         recipe=config.recipe,
         start=start.name,
         teachers=tuple(card.name for card in teachers),
         num_steps=0,
         pool_digest=pool.digest(),
-        sources={**sources, **pool.sources()},
+        sources=sources,
         seen=pack_seen(pool.digests(), (facts.seen for facts in known)),
     )
 
@@ -123,12 +128,13 @@ def card_of(
     name: str, made: ViT, start: WeightsCard, teachers: Sequence[WeightsCard], facts: PretrainingFacts
 ) -> WeightsCard:
     """Of the backbone that a pretraining has made. facts: `origin_of` with the steps done."""
+    taught = f", taught by {', '.join(card.name for card in teachers)}" if teachers else ""
     return start.model_copy(
         update={
             "name": name,
             "layout": "voxdino",
             "licence": _licence_of([start, *teachers]),
-            "source": f"pretrained by voxdino {voxdino.__version__} from {start.name}",
+            "source": f"pretrained by voxdino {voxdino.__version__} from {start.name}{taught}",
             "file_digest": "",
             "source_digest": start.file_digest,
             "config": made.config,

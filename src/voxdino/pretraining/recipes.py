@@ -25,10 +25,11 @@ def adapt() -> PretrainConfig:
 def meddinov3() -> PretrainConfig:
     """MedDINOv3's three stages: adaptation, Gram anchoring, mixed high resolution. arXiv 2509.02379.
 
-    Take it on several GPUs with some hundred thousand slices. Steps, batch, rates and sizes of crops as printed. What
-    the paper leaves open is taken from DINOv3's recipes, not from one of them: betas, constant decay and momentum of
-    its 7B, clipping and layer-wise rates of its ViT-L on ImageNet (dossier 5.7); drop path 0.1 and the warm-ups are
-    ours. The paper contradicts itself on stage 2's length (20k, 10k: here 10k); stage 3's Gram weight is DINOv3's 1.5.
+    Take it on several GPUs with some hundred thousand slices. Steps, batch and rates as printed, sizes of crops where
+    they are. What the paper leaves open is taken from DINOv3's recipes, not from one of them: betas, constant decay and
+    momentum of its 7B, clipping and layer-wise rates of its ViT-L on ImageNet (dossier 5.7); drop path 0.1 and the
+    warm-ups are ours. The paper contradicts itself on stage 2's length (20k, 10k: here 10k); stage 3's Gram weight is
+    DINOv3's 1.5.
     """
     stages: tuple[AnyStage, ...] = tuple(stage() for stage in STAGES.values())
     return PretrainConfig(recipe="meddinov3", backbone="dinov3_vitb16", input="repeat", stages=stages)

@@ -1,6 +1,7 @@
 """A pretraining: a pool of slices and a backbone in; better weights, curves and the record of it out."""
 
 import copy
+import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
@@ -21,7 +22,7 @@ from voxdino.models.precision import uses_bf16
 from voxdino.models.weights import load_backbone, write_backbone
 from voxdino.models.weights_card import PretrainingFacts, WeightsCard
 from voxdino.pretraining.alarms import Alarms
-from voxdino.pretraining.checks import gram_teacher_of, named_weights, require_fit, require_vit
+from voxdino.pretraining.checks import fitted, gram_teacher_of, named_weights, require_fit, require_vit
 from voxdino.pretraining.config import AnyStage, DistillationStage, PretrainConfig
 from voxdino.pretraining.curves import draw_loss_curves, pause_after
 from voxdino.pretraining.distil import Distillation
@@ -38,7 +39,7 @@ from voxdino.training.loop import MAX_BAD_STEPS
 from voxdino.training.stopping import GO_ON, StopRequest, stop_on_signals
 from voxdino.training.tracking import Event, Listener, RunLog, show_progress
 
-TEACHER = "teacher.safetensors"
+TEACHER, CHECKPOINT = "teacher.safetensors", "checkpoint"
 SHOWN = ("dino_global", "ibot", "class", "patch")
 
 
@@ -79,12 +80,14 @@ def pretrain(
         pool = Pool(workdir / "pool")
         backbone, card = load_backbone(config.backbone, weights_folder=weights_folder)
         named = {name: load_backbone(name, weights_folder=weights_folder) for name in named_weights(config)}
+        config, told = fitted(config, require_vit(backbone, "backbone").patch_size)
         vit = require_fit(backbone, config, world, {name: one for name, (one, _) in named.items()})
         identity = identity_of(config, pool, card, {name: one.file_digest for name, (_, one) in named.items()})
         path = run_folder / "run.json"
         if path.exists():
             previous = read_state(PretrainRecord, path, fix="delete it: the run then goes on from its checkpoint.")
-            require_same(previous.identity, identity, where=run_folder)
+            if previous.outcome is not None or Saver(run_folder / CHECKPOINT, world).has_checkpoint:
+                require_same(previous.identity, identity, where=run_folder)
             if previous.outcome is not None:
                 return previous.outcome.model_copy(update={"run_folder": str(run_folder), "was_finished": True})
         elif resume == "require":
@@ -94,6 +97,8 @@ def pretrain(
             record.write(path)
         stop = stack.enter_context(stop_on_signals())
         listen = stack.enter_context(show_progress(on_event) if world.is_main else nullcontext(_say_nothing))
+        for note in told:
+            listen(Event("note", note))
         run = _Run(config, run_folder, world, pool, vit, card, named, probes, identity, listen)
         summary = run.go_on(stop, started, stop_after_s)
         if world.is_main:
@@ -125,9 +130,9 @@ class _Run:
         self.patch_size = backbone.patch_size
         self.samples = Samples(pool, config, world)
         self.task: SelfDistillation | Distillation | None = None
-        self.saver = Saver(folder / "checkpoint", world)
+        self.saver = Saver(folder / CHECKPOINT, world)
         self.log = RunLog(folder / "log.jsonl")
-        alarms = Alarms({"class": config.dino_head.num_prototypes})
+        alarms = Alarms({"class": config.dino_head.num_prototypes, "patch": config.ibot_head.num_prototypes})
         self.watch = Watch(pool, backbone.patch_size, probes or Probes(), alarms)
         self.num_steps = sum(stage.num_steps for stage in config.stages)
         found = (gram_teacher_of(config.stages, stage) for stage in config.stages)
@@ -238,7 +243,7 @@ class _Run:
         if facts is None:
             self._begin(self.config.stages[0])
             if self.world.is_main:
-                self.log.rewind(0, -1)
+                self.log.rewind(-1, -1)
             return
         require_same(facts["identity"], self.identity, where=self.saver.folder)
         self.step, self.num_skipped, self.num_bad = facts["step"], facts["num_skipped"], facts["num_bad"]
@@ -251,6 +256,8 @@ class _Run:
             self.log.rewind(self.step, -1)
         threads, before = torch.get_num_threads(), facts["num_threads"]
         other = "" if threads == before else f"; {before} threads before, {threads} now: not bit for bit the same"
+        was, now = facts.get("computed"), self._computed
+        other += "" if was in (None, now) else f"; on {was} before, on {now} now: not the same numbers"
         self.listen(Event("note", f"resumed at step {self.step}{other}"))
 
     def _save(self) -> None:
@@ -260,6 +267,7 @@ class _Run:
             "num_skipped": self.num_skipped,
             "num_bad": self.num_bad,
             "num_threads": torch.get_num_threads(),
+            "computed": self._computed,
             "elapsed_s": self.elapsed_s,
             "alarms": self.watch.alarms.state(),
         }
@@ -293,13 +301,20 @@ class _Run:
                 fix="start a new run with a lower learning rate, or with --set precision=off.",
             )
 
+    @property
+    def _computed(self) -> str:
+        """With what, e.g. "cuda in bfloat16"."""
+        bf16 = uses_bf16(self.world.device, self.config.precision)
+        return f"{self.world.device.type} in {'bfloat16' if bf16 else 'float32'}"
+
     def _look(self) -> None:
         """At fixed images, with the teacher as it is now."""
         backbone = self._result().eval().requires_grad_(False)
         if self.world.is_main:
             bf16 = uses_bf16(self.world.device, self.config.precision)
             row = self.watch.look(backbone, self.step, self.folder / "pictures", self.world.device, bf16)
-            self.log.append({"step": self.step, "watch": row})
+            known = {name: value if math.isfinite(value) else None for name, value in row.items()}
+            self.log.append({"step": self.step, "watch": known})
             told = ", ".join(f"{name} {value:.4g}" for name, value in row.items())
             self.listen(Event("note", f"step {self.step}: {told}"))
             self._warn(self.watch.judge_look(self.step, row))

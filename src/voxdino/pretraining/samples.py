@@ -42,7 +42,7 @@ class Samples:
 
     def slices(self, stage: Stage, first_image: int) -> Slices:
         """The share of this process in a step; first_image: the number of the step's first image in the whole run."""
-        numbers = [first_image + place for place in self._world.share(stage.batch_size)]
+        numbers = [first_image + place for place in self._share(stage)]
         read = [self._read(number) for number in numbers]
         return Slices(
             [one[0] for one in read],
@@ -50,6 +50,11 @@ class Samples:
             [one[1] for one in read],
             [one[2] for one in read],
         )
+
+    def _share(self, stage: Stage) -> list[int]:
+        """This process's part of every portion: what a portion holds does not depend on the number of processes."""
+        size = stage.batch_size // stage.accumulate
+        return [first + place for first in range(0, stage.batch_size, size) for place in self._world.share(size)]
 
     def _read(self, number: int) -> tuple[Tensor, float, bool]:
         rng = np.random.default_rng([self._config.seed, 12, number])
@@ -69,7 +74,7 @@ class Samples:
         """
         size = draw_resolution(stage, self._config.seed, step)
         changes = {"global_size": size.global_size, "local_size": size.local_size, "gram_size": None}
-        share = self._world.share(stage.batch_size)
+        share = self._share(stage)
         side = size.global_size // patch_size
         if isinstance(stage, SelfDistillationStage):
             changes["gram_size"] = size.gram_size if stage.has_gram else None

@@ -62,6 +62,11 @@ class Saver:
             Manifest.of(partial, sorted(path.name for path in partial.iterdir())).write(partial)
             partial.rename(target)
 
+    @property
+    def has_checkpoint(self) -> bool:
+        """Whether anything was saved, whole or damaged."""
+        return any(self.folder.glob("step-*")) or bool(self._shards())
+
     def facts(self) -> dict[str, Any] | None:
         """Of the newest checkpoint, with its "step"; None when there is none. Errors: CheckpointError if damaged."""
         if self._world.is_main:

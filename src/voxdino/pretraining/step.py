@@ -111,9 +111,18 @@ class SelfDistillation:
         targets = self._targets(portions, stage.teacher_temperature.at(*done))
         pairs = list(zip(portions, targets, strict=True))
         terms = self.descent.gradients(self._wrapped, pairs, lambda pair: self._terms(*pair), self._weights(step))
-        terms["target_entropy"] = target_entropy(torch.cat([one.dino.flatten(0, 1) for one in targets]))
+        if stage.dino_weight:
+            terms["target_entropy"] = target_entropy(torch.cat([one.dino.flatten(0, 1) for one in targets]))
+        if stage.ibot_weight and stage.masked_share:
+            terms["patch_entropy"] = self._patch_entropy(torch.cat([one.ibot for one in targets]))
         momentum = stage.teacher_momentum.at(*done)
         return self.descent.step(terms, lambda group: self._rates(group, step), clip=stage.clip, momentum=momentum)
+
+    def _patch_entropy(self, targets: Float[Tensor, "M L"]) -> Tensor:
+        """Of this process's patches, by the mean number of them: averaged over the processes, that of all patches."""
+        each: Tensor = self.world.mean(torch.tensor(float(len(targets)), device=targets.device))
+        found = target_entropy(targets) * len(targets) if len(targets) else targets.new_zeros(())
+        return found / each.clamp(min=1)
 
     def _weights(self, step: int) -> dict[str, float]:
         """Of the terms; global and local DINO terms share their weight by their number of pairs."""
@@ -220,12 +229,12 @@ def parameter_groups(network: Network, stage: SelfDistillationStage) -> list[dic
 
 
 def draw_step_masks(
-    stage: SelfDistillationStage, seed: int, step: int, grid: tuple[int, int], share: range
+    stage: SelfDistillationStage, seed: int, step: int, grid: tuple[int, int], share: Sequence[int]
 ) -> list[Bool[Tensor, "G N"]]:
     """Of the global crops of each portion of this process; drawn for all processes together, so that their number does
-    not matter. share: this process's images.
+    not matter. share: this process's images, portion after portion.
     """
     rng = np.random.default_rng([seed, 11, mixed_seed(seed, stage.name), step])
     masks = draw_masks(2 * stage.batch_size, grid, share_masked=stage.masked_share, ratios=stage.mask_ratios, rng=rng)
-    by_crop = masks.unflatten(0, (2, stage.batch_size))[:, share.start : share.stop]
+    by_crop = masks.unflatten(0, (2, stage.batch_size))[:, list(share)]
     return [part.flatten(0, 1) for part in by_crop.tensor_split(stage.accumulate, dim=1)]

@@ -26,6 +26,7 @@ NUM_SHOWN = 6
 MIN_IMAGES = 16
 SIDE = 224
 AT_ONCE = 16
+ENTROPIES = {"class": "target_entropy", "patch": "patch_entropy"}  # kind of targets -> what a step calls it
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +80,8 @@ class Watch:
 
     def judge(self, step: int, terms: Mapping[str, float]) -> list[str]:
         """What there is to say about the numbers of a step."""
-        losses = {name: value for name, value in terms.items() if name not in ("grad_norm", "target_entropy")}
-        entropies = {"class": terms["target_entropy"]} if "target_entropy" in terms else {}
+        entropies = {kind: terms[name] for kind, name in ENTROPIES.items() if name in terms}
+        losses = {name: value for name, value in terms.items() if name not in ("grad_norm", *ENTROPIES.values())}
         alarms = self.alarms.update(step, losses=losses, entropies=entropies, gradient_norm=terms["grad_norm"])
         return [str(alarm) for alarm in alarms]
 

@@ -121,7 +121,7 @@ def require_same(before: Mapping[str, Any], now: Mapping[str, Any], *, where: Pa
         raise CheckpointError(
             f"this checkpoint belongs to another run: {'; '.join(differences)}.",
             where=where,
-            fix="repeat the first command, or start in a new run folder.",
+            fix="repeat the first command, or start in a new run folder (--name).",
         )
 
 
