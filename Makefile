@@ -13,7 +13,7 @@ help:
 	@echo "make check      ruff, mypy, import rules, tests"
 	@echo "make test-slow  also the tests that take minutes"
 	@echo "make test-browser  reports in chromium: no network, no errors, axe (apt install chromium)"
-	@echo "make gpu-systems DATA=... BACKBONE=...   the systems side by side on a GPU; call it until all is done"
+	@echo "make gpu-systems DATA=... BACKBONE=... [PEER_ENV=...]   the systems side by side on a GPU; call it until all is done"
 	@echo "make docs       build the documentation into site/"
 
 install: $(STAMP)
@@ -56,7 +56,8 @@ docs: $(STAMP)
 # Starts no cell after three minutes, and a cell takes six: under ten minutes a call. The next call goes on.
 gpu-systems: $(STAMP)
 	$(BIN)/python benchmarks/systems.py --data $(DATA) --backbone $(BACKBONE) --device cuda --budget 6m --limit 180 \
-		--folds 0 1 2 3 4 --work gpu-systems --save docs/results/systems-gpu.md
+		--folds 0 1 2 3 4 --controls $(if $(PEER_ENV),--peer 3d_fullres --peer-env $(PEER_ENV)) \
+		--work gpu-systems --save docs/results/systems-gpu.md
 
 clean:
 	rm -rf site dist build .pytest_cache .mypy_cache .ruff_cache

@@ -178,8 +178,7 @@ def measure(arguments: argparse.Namespace, task: dict[str, Any]) -> dict[str, An
     import time
 
     import torch
-    from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
-    from train_step import matmul_rate
+    from train_step import flop_counter, matmul_rate
 
     from voxdino.inference import frame
     from voxdino.inference.cases import find_cases
@@ -208,12 +207,7 @@ def measure(arguments: argparse.Namespace, task: dict[str, Any]) -> dict[str, An
     plan = model.plan
     crop = torch.zeros(1, len(plan.channels), plan.slab + 2 * plan.context_slices, *plan.tile, device=device)
 
-    def attention(query: Any, key: Any, value: Any, *rest: Any, **names: Any) -> int:
-        return sdpa_flop_count(query, key, value)
-
-    uncounted = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: attention}
-    counter = FlopCounterMode(display=False, custom_mapping=uncounted)
-    with torch.inference_mode(), autocast(device, bf16), counter:
+    with torch.inference_mode(), autocast(device, bf16), flop_counter() as counter:
         model.segmenter(crop)
     frame.logits_of_crops = watched
     started = time.perf_counter()

@@ -24,7 +24,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from train_step import matmul_rate, measure_in_child, peak_gib
+from train_step import flop_counter, matmul_rate, measure_in_child, peak_gib
 
 HEAD = (
     "| backbone | images a step | ViT GFLOP a step | s a step | ViT share of the matmul rate | waiting | views |"
@@ -85,7 +85,6 @@ def row(name: str, batch: int, arguments: argparse.Namespace) -> str:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """One row."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     from voxdino.data.loader import ReadAhead
     from voxdino.models.backbones.vit import ViT
@@ -127,7 +126,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 slices = timed("waiting", lambda: next(batches))
                 portions = timed("views", lambda one=slices, at=step: samples.portions(one, stage, at, patch_size))
                 if step == 0:
-                    with FlopCounterMode(display=False) as counter:
+                    with flop_counter() as counter:
                         task.step(portions, step)
                     parts = counter.get_flop_counts()
                     heads = sum(sum(parts.get(f"Network.{name}", {}).values()) for name in ("dino_head", "ibot_head"))

@@ -7,9 +7,11 @@ python benchmarks/systems.py --data DATASET --backbone FILE --budget 20m --work 
 
 A cell is one run of `voxdino run` (or of nnU-Net 2.8.1, in its own environment) with the whole budget, in a work folder
 of its own: preparation and features are computed anew and count (nnU-Net's preparation does not). Cells that are done
-are not done again: stop it and start it whenever you like. With --controls every recipe whose network sees the voxels
-beside the features is also trained, frozen, with zeros in place of what the backbone says (the others would see nothing
-at all and answer with a constant). With --at-once 2 two cells run side by side, each on half of the cores.
+are not done again: stop it and start it whenever you like. One that fails is named at the end and tried again then.
+Memory is the process's on a CPU, the whole device's on a GPU (leave it to one cell: --at-once 1). With --controls every
+recipe whose network sees the voxels beside the features is also trained, frozen, with zeros in place of what the
+backbone says (the others would see nothing at all and answer with a constant). With --at-once 2 two cells run side by
+side, each on half of the cores.
 """
 
 import argparse
@@ -25,13 +27,16 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
-from threading import Lock
+from threading import Event, Lock, Thread
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.stats import wilcoxon
+from train_step import flop_counter
 
 from voxdino.evaluation.statistics import mean_interval
+from voxdino.finetuning.recipes import RECIPES
+from voxdino.models.precision import resolve_device
 
 PEER = "nnU-Net"
 PREPARING = Lock()  # of nnU-Net's preparation, which all its cells share
@@ -75,10 +80,14 @@ def main() -> None:
     parser.add_argument("--limit", type=float, help="start no further cell after so many seconds")
     parser.add_argument("--at-once", type=int, default=1, help="cells side by side; the cores are shared out evenly")
     arguments, further = parser.parse_known_args()
+    if unknown := {*arguments.recipes} - {"all", *RECIPES}:
+        parser.error(f"no recipe {', '.join(sorted(unknown))}: {', '.join(RECIPES)}")
     arguments.further = [option for option in further if option != "--"]
     arguments.threads = max(1, (os.cpu_count() or 1) // arguments.at_once)
+    if arguments.device == "auto":
+        arguments.device = resolve_device("auto").type
     (arguments.work / "cells").mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
+    started, failed = time.monotonic(), []
 
     def do(cell: Cell) -> None:
         path = arguments.work / "cells" / f"{cell.name}.json"
@@ -87,15 +96,28 @@ def main() -> None:
                 raise SystemExit(f"{path} was run under other terms: choose another --work, or delete it")
         elif not arguments.limit or time.monotonic() - started < arguments.limit:
             print(f"{cell.name} ...", file=sys.stderr, flush=True)
-            row = {"cell": cell._asdict(), "terms": terms(arguments), **run(cell, arguments)}
-            path.write_text(json.dumps(row, indent=1))
+            try:
+                row = {"cell": cell._asdict(), "terms": terms(arguments), "made": made_by(), **run(cell, arguments)}
+            except subprocess.CalledProcessError as error:
+                failed.append(f"{cell.name}: {error}")
+            else:
+                path.write_text(json.dumps(row, indent=1))
 
     with ThreadPoolExecutor(arguments.at_once) as pool:
-        list(pool.map(do, cells(arguments)))  # the first error ends it, after the cells that are running
+        list(pool.map(do, cells(arguments)))
     text = report(arguments)
     print(text)
     if arguments.save:
         arguments.save.write_text(text)
+    if failed:
+        raise SystemExit("\n".join(["failed, and not in the table:", *failed]))
+
+
+def made_by() -> str:
+    """Versions and commit of what runs now."""
+    folder = Path(__file__).parent
+    told = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=folder, capture_output=True, text=True)
+    return f"voxdino {version('voxdino')} {told.stdout.strip()}, torch {version('torch')}".replace(" ,", ",")
 
 
 def terms(arguments: argparse.Namespace) -> list[str]:
@@ -106,8 +128,6 @@ def terms(arguments: argparse.Namespace) -> list[str]:
 
 def cells(arguments: argparse.Namespace) -> Iterator[Cell]:
     """All that is asked for, the peers first, what is needed for a whole table before its repetitions."""
-    from voxdino.finetuning.recipes import RECIPES
-
     names = list(RECIPES) if arguments.recipes == ["all"] else arguments.recipes
     counts = [None if count == "all" else int(count) for count in arguments.cases]
     for seed in arguments.seeds:
@@ -141,7 +161,7 @@ def run(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
         command += ["--set", "blank_features=true", "--set", "adaptation=frozen", "--set", "depth_adapter=0"]
         command += ["--set", "first=null"]
     started = time.perf_counter()
-    output, peak_gib = measured(command, {"OMP_NUM_THREADS": str(arguments.threads)})
+    output, peak_gib = measured(command, {"OMP_NUM_THREADS": str(arguments.threads)}, arguments.device)
     told = json.loads(output)
     folder = work / "runs" / cell.name
     record = json.loads((folder / "run.json").read_text())
@@ -159,29 +179,40 @@ def run(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def measured(command: list[str], environment: dict[str, str] | None = None) -> tuple[str, float]:
-    """stdout of a command and the most memory it had resident, in GiB."""
+def measured(command: list[str], environment: dict[str, str] | None = None, device: str = "cpu") -> tuple[str, float]:
+    """stdout of a command and the most memory it took, in GiB."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, **(environment or {})})
     assert process.stdout is not None
+    ended, held = Event(), [0.0]
+    watcher = Thread(target=_watch_gpu, args=(ended, held), daemon=True)
+    if device.startswith("cuda"):
+        watcher.start()
     output = process.stdout.read()
     _, status, usage = os.wait4(process.pid, 0)
+    ended.set()
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        raise SystemExit(f"{' '.join(command)} ended with {process.returncode}")
-    return output, usage.ru_maxrss / 2**20
+        raise subprocess.CalledProcessError(process.returncode, command)
+    return output, max(held) if device.startswith("cuda") else usage.ru_maxrss / 2**20
+
+
+def _watch_gpu(ended: Event, held: list[float]) -> None:
+    """GiB in use on the first GPU, twice a second, appended to `held`."""
+    query = ["nvidia-smi", "--id=0", "--query-gpu=memory.used", "--format=csv,noheader,nounits"]
+    while not ended.wait(0.5):
+        held.append(float(subprocess.run(query, capture_output=True, text=True, check=True).stdout) / 1024)
 
 
 def gflop_per_slice(run_folder: Path) -> float:
     """Arithmetic of a forward pass: 1e9 multiplications and additions, for a slice of the plan's tile."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     from voxdino.inference.load import load_model
 
     model = load_model(run_folder)
     slices = model.plan.slab
     image = torch.zeros(1, len(model.plan.channels), slices + 2 * model.plan.context_slices, *model.plan.tile)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), flop_counter() as counter:
         model.segmenter(image)
     return counter.get_total_flops() / slices / 1e9
 
@@ -208,12 +239,12 @@ def run_peer(cell: Cell, arguments: argparse.Namespace) -> dict[str, Any]:
             (plans / f"ready_{configuration}").touch()
     told, predictions = folder / f"{cell.name}.json", folder / "predictions" / cell.name
     budget_s = parse_time_budget(arguments.budget)
-    device = "cpu" if arguments.device == "auto" else arguments.device
     command = [str(python), str(Path(__file__).with_name("nnunet_peer.py")), "--configuration", configuration]
-    command += ["--fold", str(cell.fold), "--budget-s", str(budget_s), "--device", device]
+    command += ["--fold", str(cell.fold), "--budget-s", str(budget_s), "--device", arguments.device]
     started = time.perf_counter()
     places |= {"OMP_NUM_THREADS": str(arguments.threads), "nnUNet_n_proc_DA": str(arguments.threads)}
-    _, peak_gib = measured([*command, "--json", str(told), "--predictions", str(predictions)], places)
+    words = [*command, "--json", str(told), "--predictions", str(predictions)]
+    _, peak_gib = measured(words, places, arguments.device)
     wall_s = time.perf_counter() - started
     scored = [sys.executable, "-m", "voxdino", "evaluate", str(predictions), str(arguments.data), "--json"]
     scores = json.loads(measured(scored)[0])
@@ -238,11 +269,12 @@ def report(arguments: argparse.Namespace) -> str:
         row = json.loads(path.read_text())
         done[Cell(**row["cell"])] = row
     command = f"python benchmarks/systems.py --data {arguments.data.name} --budget {arguments.budget}"
+    made = " and ".join(sorted({row["made"] for row in done.values() if "made" in row})) or made_by()
     machine = f"{arguments.threads} of {os.cpu_count()} cores {platform.machine()} a row, device {arguments.device}"
     text = f"""# Systems side by side: {arguments.data.name}
 
 `{command} --backbone {Path(arguments.backbone).name} ...`: every row had {arguments.budget} of wall clock for
-fine-tuning, predicting and scoring. {datetime.date.today()}, voxdino {version("voxdino")}, torch {version("torch")},
+fine-tuning, predicting and scoring. {datetime.date.today()}, {made},
 {machine}. Mean over the held-back cases [95 % BCa bootstrap interval
 over cases]; p: paired Wilcoxon test of the cases' Dice against the first nnU-Net row.
 
@@ -337,7 +369,7 @@ def _controls(done: dict[Cell, dict[str, Any]]) -> str:
         means = (
             f"{np.nanmean(rows):.3f} | {np.nanmean(zeros):.3f} | {_interval(np.nanmean(rows - zeros, axis=0), '+.3f')}"
         )
-        text += f"| {recipe} | {count or 'all'} | {len(held)} | {means} |\n"
+        text += f"| {recipe} | {count or 'all'} | {len({cell.seed for cell in held})} | {means} |\n"
     return text
 
 

@@ -6,7 +6,7 @@ python benchmarks/train_step.py [--backbone random:dinov3_vits16] [--recipes NAM
 Each recipe in a process of its own, so that its peak memory is its own; medians of the runs after two warm-up ones.
 The matmul rate is measured in the same process and precision, just before. The row "ViT" is the backbone alone,
 trained in full. Arithmetic is counted by torch (multiplications and additions), recomputation under gradient
-checkpointing included.
+checkpointing and attention included.
 """
 
 import argparse
@@ -94,7 +94,6 @@ def measure_in_child(
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """One recipe's step: time, arithmetic, memory."""
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
     from voxdino.finetuning.cost import example_plan
     from voxdino.finetuning.model import effective_plan, new_segmenter
@@ -146,7 +145,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
             torch.cuda.synchronize()
 
     rate = matmul_rate(device, amp)
-    with FlopCounterMode(display=False) as counter:
+    with flop_counter() as counter:
         step()
     times = []
     for _ in range(arguments.runs + 1):
@@ -162,6 +161,24 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "peak_gib": peak_gib(device),
         "checkpointed": config.gradient_checkpointing,
     }
+
+
+def flop_counter() -> Any:
+    """torch's counter, which of itself does not know the attention of CPUs."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
+
+    def forward(query: Any, key: Any, value: Any, *rest: Any, **names: Any) -> int:
+        return int(sdpa_flop_count(query, key, value))
+
+    def backward(gradient: Any, query: Any, key: Any, value: Any, *rest: Any, **names: Any) -> int:
+        return int(sdpa_backward_flop_count(gradient, query, key, value))
+
+    known = {"": forward, "_backward": backward}
+    names = {f"_scaled_dot_product_flash_attention_for_cpu{end}": count for end, count in known.items()}
+    return FlopCounterMode(
+        display=False, custom_mapping={getattr(torch.ops.aten, name): count for name, count in names.items()}
+    )
 
 
 def matmul_rate(device: Any, amp: bool) -> float:
