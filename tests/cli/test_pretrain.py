@@ -44,6 +44,14 @@ def test_four_commands_lead_from_scans_to_a_model_and_say_what_it_has_seen(workd
     assert "pretrained on" not in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_kind_for_one_source_goes_before_that_for_all(phantoms, tmp_path, capsys):
+    some = draw_phantoms(tmp_path / "some", num_cases=1, seed=5) / "imagesTr"
+    words = ["pool", f"scans={phantoms / 'imagesTr'}", f"some={some}", "--workdir", str(tmp_path / "w")]
+    assert main([*words, "--modality", "other", "--modality", "some=ct", "--workers", "1"]) == 0
+    cases = [json.loads(line) for line in (tmp_path / "w/pool/cases.jsonl").read_text().splitlines()]
+    assert {(case["source"], kind) for case in cases for kind in case["kinds"]} == {("scans", "mr"), ("some", "ct")}
+
+
 def test_the_same_commands_again_do_nothing_twice(workdir, phantoms, capsys):
     assert main(["pretrain", "--workdir", str(workdir), "--backbone", "random:tiny", *SMALL, *SIZES, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["was_finished"]
@@ -71,7 +79,11 @@ def test_without_other_weights_it_starts_from_the_backbone_of_the_package(tmp_pa
     [
         (["pool", "nowhere"], 3, "nowhere"),
         (["pool", "a=DATA", "--weight", "b=2"], 2, "no source is called 'b'"),
+        (["pool", "a=DATA", "--weight", "2"], 2, "--weight: '2' is not KEY=VALUE. Fix: write --weight NAME=2."),
         (["pool", "a=DATA", "--modality", "mri"], 3, "modality"),
+        (["pool", "a=DATA", "--modality", "b=ct"], 2, "no source is called 'b'"),
+        (["pool", "a=DATA", "--modality", "ct", "--modality", "other"], 2, "one holds for all"),
+        (["pretrain", "--stop-after", "soon"], 2, "--stop-after: 'soon' is no length of time"),
         (["pretrain", "--workdir", "EMPTY"], 3, "no finished pool"),
         (["pretrain", "--recipe", "adopt"], 2, "'adapt'"),
         (["pretrain", "--recipe", "adapt", "--teacher", "random:tiny"], 2, "has no teacher but itself"),

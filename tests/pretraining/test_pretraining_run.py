@@ -69,6 +69,10 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_bits(workdir, name):
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
     assert rows(workdir / "whole") == rows(workdir / "parts")
     assert run(workdir, config, "whole").was_finished
+    (workdir / "whole" / TEACHER).unlink()  # written again, from the checkpoint
+    assert not run(workdir, config, "whole").was_finished
+    again = load_file(workdir / "whole" / TEACHER)
+    assert all(torch.equal(whole[key], again[key]) for key in whole)
 
 
 def test_a_gram_teacher_of_an_earlier_moment_is_what_the_teacher_was_then(workdir, monkeypatch):

@@ -55,7 +55,7 @@ def benchmark(
             start,
             workdir,
             device=device,
-            budget_s=parse_time_budget(budget),
+            budget_s=parse_time_budget(budget, "--budget"),
             shard=None if shard is None else Shard.parse(shard),
             over_cases=over_cases,
             say=say,

@@ -105,7 +105,7 @@ def _print_recipes() -> None:
         rows.append((row["name"], row["what"], trains, memory, row["take_it"]))
     print_table("recipes", ("name", "what it is", "trains (M)", "memory (GiB)", "take it"), rows)
     print(
-        "With a DINOv3 ViT-S/16: weights that train, at the published widths (on a CPU decoders are narrower), and\n"
+        "With a DINOv3 ViT-S/16: weights that train, at the widths for a GPU (on a CPU decoders are narrower), and\n"
         "memory of a training step with one 224 x 224 slice or slab.\n"
         "auto, the default of `voxdino run`, chooses from the data set's facts and says why."
     )

@@ -22,8 +22,9 @@ def pool(
         list[str] | None, typer.Option("--leave-out", metavar="PATTERN", help="Cases to keep out: those of a test.")
     ] = None,
     modality: Annotated[
-        str, typer.Option("--modality", help="auto, ct (values are Hounsfield units) or other.")
-    ] = "auto",
+        list[str] | None,
+        typer.Option("--modality", metavar="[NAME=]KIND", help="auto, ct (values are Hounsfield units) or other."),
+    ] = None,
     set_: SetOption = None,
     workers: WorkersOption = None,
     json: JsonOption = False,
@@ -36,18 +37,22 @@ def pool(
     from voxdino.pretraining.pool_slices import PoolConfig
     from voxdino.pretraining.pool_sources import PoolSource
 
-    weights = parse_settings(weight)
     named = [_named(text) for text in sources]
-    strange = [name for name in weights if name not in dict(named)]
-    if strange:
-        known = ", ".join(name for name, _ in named)
-        raise UsageError(f"no source is called {strange[0]!r}.", where="--weight", fix=f"there are: {known}.")
+    weights = parse_settings(weight, "--weight", "NAME=2")
+    for_all = [kind for kind in modality or () if "=" not in kind]
+    if len(for_all) > 1:
+        raise UsageError(f"{' and '.join(for_all)}: one holds for all.", where="--modality", fix="write NAME=ct.")
+    kinds = parse_settings([kind for kind in modality or () if "=" in kind], "--modality")
+    for option, given_names in (("--weight", weights), ("--modality", kinds)):
+        for strange in [name for name in given_names if name not in dict(named)]:
+            known = ", ".join(name for name, _ in named)
+            raise UsageError(f"no source is called {strange!r}.", where=option, fix=f"there are: {known}.")
     given = [
         PoolSource.from_json(
             {
                 "name": name,
                 "path": path,
-                "modality": modality,
+                "modality": kinds.get(name, *for_all) if for_all else kinds.get(name, "auto"),
                 "leave_out": leave_out or [],
                 **({"weight": _number(weights[name])} if name in weights else {}),
             },

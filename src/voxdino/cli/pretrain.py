@@ -83,7 +83,7 @@ def pretrain(
         run_folder=run_folder,
         device=device,
         resume="require" if resume else "auto",
-        stop_after_s=parse_time_budget(stop_after),
+        stop_after_s=parse_time_budget(stop_after, "--stop-after"),
         probes=probes,
     )
     if int(os.environ.get("RANK", "0")):  # one of several processes tells

@@ -11,7 +11,7 @@ from voxdino.core.io.options import ReadOptions
 PLAN_PREFIX = "plan."
 
 
-def parse_time_budget(text: str | None) -> float | None:
+def parse_time_budget(text: str | None, option: str = "--time-budget") -> float | None:
     """Seconds of "90", "45s", "10m", "1h30m".
 
     Errors: UsageError for anything else, zero included.
@@ -22,12 +22,14 @@ def parse_time_budget(text: str | None) -> float | None:
     parts = [int(part or 0) for part in match.groups()] if match else [0]
     seconds = sum(part * unit for part, unit in zip(parts, (3600, 60, 1), strict=False))
     if seconds <= 0:
-        raise UsageError(f"{text!r} is no length of time.", where="--time-budget", fix="write 90s, 10m or 1h30m.")
+        raise UsageError(f"{text!r} is no length of time.", where=option, fix="write 90s, 10m or 1h30m.")
     return float(seconds)
 
 
-def parse_settings(items: Sequence[str] | None) -> dict[str, str]:
-    """The `--set KEY=VALUE` items.
+def parse_settings(
+    items: Sequence[str] | None, option: str = "--set", example: str = "learning_rate=1e-4"
+) -> dict[str, str]:
+    """The `--set KEY=VALUE` items, or those of another option of that form.
 
     Errors: UsageError where there is no "=", or one key comes twice.
     """
@@ -36,9 +38,9 @@ def parse_settings(items: Sequence[str] | None) -> dict[str, str]:
         key, equals, value = item.partition("=")
         key = key.strip()
         if not equals or not key:
-            raise UsageError(f"{item!r} is not KEY=VALUE.", where="--set", fix="write --set learning_rate=1e-4.")
+            raise UsageError(f"{item!r} is not KEY=VALUE.", where=option, fix=f"write {option} {example}.")
         if key in settings:
-            raise UsageError(f"{key} is given twice.", where="--set", fix="keep one of them.")
+            raise UsageError(f"{key} is given twice.", where=option, fix="keep one of them.")
         settings[key] = value
     return settings
 

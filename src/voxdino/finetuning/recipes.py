@@ -16,7 +16,8 @@ def segdino_v2() -> FinetuneConfig:
 
     Take it first: it learns in minutes, because a frozen backbone's features are computed once and cached.
     Differences from the authors' release: the backbone is frozen for real (the release never calls its
-    `lock_backbone`), Dice + cross-entropy (there: binary cross-entropy), cosine schedule (there: a constant rate).
+    `lock_backbone`), Dice + cross-entropy (there: binary cross-entropy), rate 2e-3 on a cosine (there: 1e-4, constant),
+    taps of a ViT-L at blocks 5, 11, 17, 23 (there 4, 11, 17, 23: `--set 'taps=[4,11,17,23]'`).
     """
     return FinetuneConfig(recipe="segdino_v2", learning_rate=2e-3)
 
@@ -38,7 +39,8 @@ def segdino_v2_full() -> FinetuneConfig:
     """SegDINO v2 as released: the whole backbone trains, batches of 4, rate 1e-4. arXiv 2606.17972.
 
     Take it on a GPU with some thousand images. The release also stretches positions at random while training (its
-    backbone is in training mode): `--set rope_rescale=2`.
+    backbone is in training mode): `--set rope_rescale=2`. Its loss is binary cross-entropy and its rate constant: here
+    Dice + cross-entropy and a cosine, as in all recipes (`--set loss=ce`, `--set schedule=constant`).
     """
     return FinetuneConfig(
         recipe="segdino_v2_full",
@@ -55,7 +57,8 @@ def segdino_v1() -> FinetuneConfig:
     """SegDINO v1, frozen: four taps brought to one grid and joined. arXiv 2509.00833.
 
     Take it to compare with the paper; v2 is better at small structures. The head is the paper's, 2.21 M weights; the
-    release adds a transposed convolution to the first tap (its `head_form` among the decoder_settings).
+    release adds a transposed convolution to the first tap (its `head_form` among the decoder_settings). Dice +
+    cross-entropy at 1e-3 (paper: cross-entropy at 1e-4), because a frozen backbone leaves little to spoil.
     """
     return FinetuneConfig(
         recipe="segdino_v1", decoder="segdino_v1", decoder_width=128, learning_rate=1e-3, weight_decay=1e-4
@@ -66,7 +69,8 @@ def meddinov3() -> FinetuneConfig:
     """MedDINOv3: the whole ViT trains, tokens of four depths joined, Primus-type decoder. arXiv 2509.02379.
 
     Take it on a GPU with hundreds of scans, with the MedDINOv3 or DINOv3 ViT-B weights; resolution decides (the paper:
-    +2.1 Dice from 640 to 896 px), so raise `--set plan.magnification` until the slice has 896 pixels.
+    +2.1 Dice from 640 to 896 px), so raise `--set plan.magnification` until a whole slice has 896 pixels, and let crops
+    cover it (slices of 512: `--set plan.magnification=1.75 --set 'plan.crop=[512,512]'`).
     Rates as in the release (decoder 3e-4, ViT 3e-5; the paper names only 3e-4).
     """
     return FinetuneConfig(
@@ -92,7 +96,8 @@ def dinomed3d() -> FinetuneConfig:
     adapters along the slice axis into its blocks, and trains them with the detail-recovery stream and the 3-D decoder.
     Take it for volumes with structures that run through many slices, on a GPU.
     Differences from the release, which follow the paper: adapters inside the blocks (there: only after the last, with
-    LoRA; see `dinomed3d_release`); the proxy head learns at 1e-3 (there 1e-5, as the encoder).
+    LoRA; see `dinomed3d_release`); the proxy head learns at 1e-3 (there 1e-5, as the encoder), stage 2 at 5e-4 (there
+    1e-4); rates fall on a cosine (there: halved when the score stands still).
     """
     return FinetuneConfig(
         recipe="dinomed3d",
@@ -138,7 +143,8 @@ def dinomed3d_release() -> FinetuneConfig:
 def frozen_conv3d() -> FinetuneConfig:
     """The benchmark's probe: frozen slices stacked to a volume, a light 3-D convolutional decoder. arXiv 2509.06467.
 
-    Take it to compare backbones on volumes.
+    Take it to compare backbones on volumes. Rate 2e-3 (paper: 1e-4, for many more steps than ours); the paper leaves
+    taps and widths open.
     """
     return FinetuneConfig(recipe="frozen_conv3d", decoder="conv3d", learning_rate=2e-3, slab=32, batch_size=1)
 

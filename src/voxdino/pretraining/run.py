@@ -88,7 +88,7 @@ def pretrain(
             previous = read_state(PretrainRecord, path, fix="delete it: the run then goes on from its checkpoint.")
             if previous.outcome is not None or Saver(run_folder / CHECKPOINT, world).has_checkpoint:
                 require_same(previous.identity, identity, where=run_folder)
-            if previous.outcome is not None:
+            if previous.outcome is not None and (run_folder / TEACHER).is_file():  # else it is written again
                 return previous.outcome.model_copy(update={"run_folder": str(run_folder), "was_finished": True})
         elif resume == "require":
             raise CheckpointError("there is nothing to resume here", where=run_folder, fix="run without --resume.")
